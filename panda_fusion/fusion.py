@@ -1,0 +1,80 @@
+"""The base classes of fusions: how several sources become one supervision signal."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from panda_fusion.method import Method
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """What a trainable fusion may look at: the target's training set, M examples in order.
+
+    Attributes:
+        features: [M, hidden] float32, the backbone's pooled output without any prompt.
+        labels: [M] int64 class indices, or float32 values for regression.
+        kind: the task kind.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    kind: str
+
+
+class Fusion(Method):
+    """Common part: subclass `PromptFusion` or `PredictionFusion`, not this."""
+
+    def check_sources(self, count: int) -> None:
+        """Raise OptionError if the fusion cannot work with this number of sources."""
+
+    def kd_scale(self, similarities: Sequence[float]) -> float:
+        """The factor on lambda in the student's loss (1 where the similarities went into the fusion)."""
+        return 1.0
+
+
+class PromptFusion(Fusion):
+    """Early fusion: K teacher prompts become one teacher prompt, before any prediction is made."""
+
+    @abstractmethod
+    def fuse(
+        self, tensors: Mapping[str, torch.Tensor], similarities: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Fuse K prompts of one method and shape.
+
+        Args:
+            tensors: trainable tensors of the K prompts, each [K, ...], float32.
+            similarities: [K] float32.
+
+        Returns:
+            The fused prompt's tensors, each [...] without the leading K.
+        """
+
+
+class PredictionFusion(Fusion):
+    """Late fusion: K teachers' soft targets become one soft target per example."""
+
+    needs_training_view = False
+    """Whether `fuse` wants a `TrainingView` (costs one more pass over the training set without a prompt)."""
+
+    @abstractmethod
+    def fuse(
+        self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None
+    ) -> torch.Tensor:
+        """Fuse the soft targets of K teachers.
+
+        Args:
+            targets: [K, M, ...] float32, teacher outputs in the KD loss's space for M training examples.
+            similarities: [K] float32.
+            view: the training set's features and labels, where `needs_training_view` is set; a fusion with
+                parameters of its own fits them on it and may weight every example differently.
+
+        Returns:
+            [M, ...] float32.
+        """

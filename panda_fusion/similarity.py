@@ -1,0 +1,47 @@
+"""The base class of similarities: transferability metrics between two prompts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from panda_fusion.method import Method
+
+if TYPE_CHECKING:
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.dataset import EncodedSet
+    from panda_fusion.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class SimilarityContext:
+    """What a similarity may use besides the two prompts.
+
+    Attributes:
+        backbone: the frozen backbone of both prompts.
+        samples: class-balanced samples of the target task, tokenised.
+    """
+
+    backbone: Backbone
+    samples: EncodedSet
+
+
+class Similarity(Method):
+    """A number that says how well a source prompt should transfer; higher is better."""
+
+    needs_target: ClassVar[bool] = True
+    """Whether a prompt trained on the target task is needed (a short probe is trained if none is given)."""
+
+    @abstractmethod
+    def score(self, source: Prompt, target: Prompt | None, context: SimilarityContext) -> float:
+        """Similarity of a source and a target prompt of one backbone.
+
+        Args:
+            source: the source task's prompt.
+            target: a prompt trained on the target task; None only where `needs_target` is False.
+            context: backbone and samples, for similarities that look at activations.
+
+        Raises:
+            PromptFileError: a prompt lacks what the similarity compares, or the two do not fit.
+        """

@@ -1,0 +1,63 @@
+"""A task: what its rows look like, what is predicted, and how it is scored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Kind = Literal["classification", "regression", "multiple-choice", "token-classification", "extractive-qa"]
+MetricName = Literal[
+    "accuracy", "f1", "macro_f1", "matthews", "pearson_spearman", "span_f1", "squad"
+]
+Row = dict[str, object]
+Split = Literal["train", "validation"]
+
+
+class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a task lies on the Hugging Face Hub.
+
+    Attributes:
+        path: data set repository, for example `nyu-mll/glue`.
+        config: configuration inside it, for example `rte`.
+        train: name of the training split.
+        validation: name of the split to score on.
+    """
+
+    path: str
+    config: str | None = None
+    train: str = "train"
+    validation: str = "validation"
+
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A task.
+
+    Attributes:
+        name: how it is called on the command line (`rte`, `tiny/nli`, or a folder's name).
+        kind: what is predicted.
+        inputs: one or two text columns.
+        label: the column that holds the class index, the value or the tags.
+        labels: class names in integer order; empty for regression.
+        metric: how predictions are scored.
+        hub: where the rows lie on the Hub, for registered tasks.
+        rows: `"module:function"` that makes the rows of a split, for tasks that ship inside a package;
+            the function takes (task name, split) and returns a list of rows.
+        description: one line for `panda-fusion tasks`.
+    """
+
+    name: str
+    kind: Kind
+    inputs: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2)]
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    metric: MetricName = "accuracy"
+    hub: HubSource | None = None
+    rows: str | None = None
+    description: str = ""
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head: the number of classes, 1 for regression."""
+        return 1 if self.kind == "regression" else len(self.labels)
