@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from panda_fusion.head import Head
+    from panda_fusion.injection import Injection, OutputTransform, Rows
+
+from panda_fusion.errors import BackboneError
+from panda_fusion.prompt import BackboneInfo
+
+TINY = "tiny"
+"""The name of the backbone that ships inside the package."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +35,8 @@ class BackboneShape:
         head_dim: size of one head.
         positions: longest text plus virtual tokens that the position table takes; None: no table.
         initializer_range: standard deviation that the backbone initialises its own weights with.
+        layer_modules: names of the layer modules in order, for transforms of their outputs.
+        embedding_size: width of the input embeddings where it is not the hidden size (ELECTRA, ALBERT).
     """
 
     layers: int
@@ -26,3 +46,337 @@ class BackboneShape:
     head_dim: int
     positions: int | None
     initializer_range: float
+    layer_modules: tuple[str, ...] = ()
+    embedding_size: int | None = None
+
+    @property
+    def input_width(self) -> int:
+        """Width of the input embeddings."""
+        return self.hidden if self.embedding_size is None else self.embedding_size
+
+
+class Backbone:
+    """A frozen language model and its tokenizer. Make one with `load_backbone`.
+
+    Attributes:
+        name: as the user gave it.
+        tokenizer: transformers tokenizer.
+        shape: sizes.
+        info: what a prompt file says of the backbone.
+        device: where it runs.
+        dtype: dtype of the frozen weights and hidden states.
+        pooling: which vector represents a text: the first token, the last, or the mean of all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        base_prefix: str,
+        tokenizer: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype = dtype
+        self._config: Any = model.config
+        self._base_prefix = base_prefix
+        self.shape = _shape(model)
+        self.info = BackboneInfo(
+            name=name,
+            architecture=self._config.model_type,
+            hidden=self.shape.hidden,
+            layers=self.shape.layers,
+            heads=self.shape.heads,
+            kv_heads=self.shape.kv_heads,
+            head_dim=self.shape.head_dim,
+            embedding_size=self.shape.embedding_size,
+            fingerprint=fingerprint(model),
+        )
+        self.pooling = _pooling(self._config)
+        self._model = model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        self._position_base = _position_base(model)
+        self._embed: Any = self._model.get_input_embeddings()  # type: ignore[operator]
+        self._uniform_mask = not _has_layer_masks(self._config)
+        self._heads: dict[int, Head] = {}
+
+    def head(self, outputs: int) -> Head:
+        """The head with this many outputs (1 for regression)."""
+        from panda_fusion.head import Head
+
+        if outputs not in self._heads:
+            self._heads[outputs] = Head(self._config, self._model, self._base_prefix, outputs, self.device)
+        return self._heads[outputs]
+
+    def check_length(self, virtual_tokens: int, max_length: int) -> None:
+        """Raise BackboneError if text and virtual tokens together do not fit into the position table."""
+        table = self.shape.positions
+        if table is not None and virtual_tokens + max_length > table:
+            raise BackboneError(
+                f"{virtual_tokens} virtual tokens and texts of up to {max_length} tokens need "
+                f"{virtual_tokens + max_length} positions, but backbone {self.name!r} has {table}; lower the "
+                "prompt length or --max-length."
+            )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        token_types: torch.Tensor | None,
+        injection: Injection | None,
+        rows: Rows,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """Run the frozen model over a batch.
+
+        Args:
+            input_ids: [N, T] token ids, padded on the right.
+            lengths: [N] real tokens per row.
+            token_types: [N, T] segment ids, or None.
+            injection: what the PEFT method adds; None: the plain model.
+            rows: which prompt of the pack each row uses.
+            dropout: probability for the backbone's own dropout layers; 0: none (evaluation mode).
+
+        Returns:
+            [N, hidden] in the backbone's dtype: each text's pooled vector. Virtual tokens never are part.
+        """
+        import torch
+
+        from panda_fusion.attention import prefix_scope
+
+        count, width = input_ids.shape
+        front = 0 if injection is None else injection.embedding_length
+        columns = torch.arange(width, device=self.device)
+        keep = columns < lengths[:, None]
+        offset = self._position_base + (0 if injection is None else injection.prefix_length)
+        arguments: dict[str, Any] = {}
+        with ExitStack() as stack:
+            if injection is not None and injection.embedding is not None:
+                virtual = rows.spread(injection.embedding, count).to(self.dtype)
+                arguments["inputs_embeds"] = torch.cat((virtual, self._embed(input_ids)), dim=1)
+                keep = torch.nn.functional.pad(keep, (front, 0), value=True)
+                if token_types is not None:
+                    token_types = torch.nn.functional.pad(token_types, (front, 0))
+            else:
+                arguments["input_ids"] = input_ids
+            if token_types is not None:
+                arguments["token_type_ids"] = token_types
+            positions = torch.arange(offset, offset + front + width, device=self.device)
+            arguments["position_ids"] = positions.expand(count, -1)
+            # Boolean masks for models that build one mask per kind of layer; a ready bias for the others.
+            arguments["attention_mask"] = self._bias(keep) if self._uniform_mask else keep
+            if injection is not None and injection.key is not None:
+                assert injection.value is not None
+                stack.enter_context(
+                    prefix_scope(injection.key.to(self.dtype), injection.value.to(self.dtype), rows)
+                )
+            if injection is not None and injection.outputs:
+                stack.enter_context(_transformed(self._model, injection.outputs, rows))
+            self._set_dropout(dropout)
+            hidden = self._model(**arguments).last_hidden_state
+        return self._pool(hidden[:, front:], lengths)
+
+    def _bias(self, keep: torch.Tensor) -> torch.Tensor:
+        """[N, T] boolean to the bias [N, 1, 1, T] that attention adds to its scores."""
+        import torch
+
+        bias = torch.zeros(keep.shape, dtype=self.dtype, device=self.device)
+        return bias.masked_fill_(~keep, torch.finfo(self.dtype).min)[:, None, None]
+
+    def _pool(self, hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if self.pooling == "first":
+            return hidden[:, 0]
+        rows = torch.arange(hidden.shape[0], device=self.device)
+        if self.pooling == "last":
+            return hidden[rows, lengths - 1]
+        keep = torch.arange(hidden.shape[1], device=self.device) < lengths[:, None]
+        total = (hidden.float() * keep[..., None]).sum(1)
+        return (total / lengths[:, None]).to(hidden.dtype)
+
+    def _set_dropout(self, probability: float) -> None:
+        if not probability and not self._model.training:
+            return
+        import torch
+
+        self._model.train(probability > 0)
+        for module in self._model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = probability
+
+
+def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: `tiny` (ships inside the package), a transformers folder, or a name on the Hub.
+        device: where it runs.
+        dtype: dtype of the frozen weights.
+
+    Raises:
+        BackboneError: there is no such model, it has no fast path for prompts, or its files are broken.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    from panda_fusion import attention
+
+    path: str = str(Path(__file__).parent / "tiny" / "model") if name == TINY else name
+    with _quiet(logging):
+        try:
+            config = AutoConfig.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise BackboneError(
+                f"Model {name!r} cannot be loaded: it is neither 'tiny', nor a folder with a config.json, nor a "
+                f"name that the Hub answers for ({_first_line(error)})."
+            ) from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            with torch.random.fork_rng(devices=[]):
+                # Weights that a checkpoint lacks (a pooler, say) are drawn; the same ones every time.
+                torch.manual_seed(0)
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    path, config=config, attn_implementation=attention.NAME, dtype=torch.float32
+                )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise BackboneError(
+                f"Model {name!r} ({config.model_type}) cannot be used as a backbone: {_first_line(error)}."
+            ) from error
+    prefix = model.base_model_prefix
+    base = getattr(model, prefix)
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(f"Model {name!r} is an encoder-decoder; this version takes encoders only.")
+    return Backbone(name, base, prefix, tokenizer, device, dtype)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest that tells one set of weights from another, in time that hardly grows with the model.
+
+    From every tensor: its name, shape and up to 1024 evenly spaced values, rounded to bfloat16 so that a
+    bfloat16 copy of a checkpoint has the checkpoint's fingerprint. Poolers are left out, since checkpoints
+    may lack them. It detects mistakes; it is no defence against somebody who builds a collision.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("pooler.") or not tensor.is_floating_point():
+            continue
+        flat = tensor.detach().reshape(-1)
+        picks = torch.linspace(0, flat.numel() - 1, min(flat.numel(), 1024)).long().to(flat.device)
+        values = flat[picks].to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _shape(model: nn.Module) -> BackboneShape:
+    config: Any = model.config
+    hidden = int(config.hidden_size)
+    heads = int(config.num_attention_heads)
+    layers = int(config.num_hidden_layers)
+    table = getattr(config, "max_position_embeddings", None)
+    width = int(model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
+    return BackboneShape(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        positions=None if table is None else int(table) - _position_base(model),
+        initializer_range=float(getattr(config, "initializer_range", 0.02)),
+        layer_modules=_layer_modules(model, layers),
+        embedding_size=None if width == hidden else width,
+    )
+
+
+def _layer_modules(model: nn.Module, layers: int) -> tuple[str, ...]:
+    """Names of the children of the first module list as long as the model has layers."""
+    import torch
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+            return tuple(f"{name}.{index}" for index in range(layers))
+    return ()
+
+
+def _position_base(model: nn.Module) -> int:
+    """Position of the first token: RoBERTa and its kin count from behind the padding index."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else int(padding) + 1
+    return 0
+
+
+def _pooling(config: Any) -> Literal["first", "last", "mean"]:
+    """The pooled position of the architecture's own classification head."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    if getattr(config, "classifier_pooling", None) == "mean":
+        return "mean"
+    is_decoder = config.model_type in CAUSAL and config.model_type not in MASKED
+    return "last" if is_decoder else "first"
+
+
+def _has_layer_masks(config: Any) -> bool:
+    """Whether the model builds its masks itself: causal ones, or other ones for local layers."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    local = bool(kinds - {"full_attention"}) or getattr(config, "local_attention", None) is not None
+    return local or _pooling(config) == "last"
+
+
+@contextmanager
+def _transformed(
+    model: nn.Module, transforms: Any, rows: Rows
+) -> Iterator[None]:
+    """Replace submodules' outputs by their transforms for the length of the block."""
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for name, transform in transforms.items():
+            if name not in modules:
+                raise BackboneError(f"The PEFT method transforms module {name!r}, which the backbone lacks.")
+            handles.append(modules[name].register_forward_hook(_output_hook(transform, rows)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _output_hook(transform: OutputTransform, rows: Rows) -> Any:
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (transform(output[0], rows), *output[1:])
+        return transform(output, rows)
+
+    return hook
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Silence loading reports: a missing head is what we want, and progress bars are the CLI's."""
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a library's message, without a final stop."""
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".")

@@ -78,3 +78,26 @@ class PredictionFusion(Fusion):
         Returns:
             [M, ...] float32.
         """
+
+
+def fusion_weights(similarities: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """Weights [K] of a similarity-weighted average.
+
+    Args:
+        similarities: [K].
+        normalize: False: sim_i / K, as eq. 5 and 6 print it; True: sim_i / sum of all.
+
+    Raises:
+        OptionError: normalize is asked for and the similarities sum to (nearly) zero.
+    """
+    if not normalize:
+        return similarities / len(similarities)
+    total = similarities.sum()
+    if float(total.abs()) < 1e-6:
+        from panda_fusion.errors import OptionError
+
+        raise OptionError(
+            f"The similarities sum to {float(total):.2g}, so they cannot be normalised; use normalize=false or "
+            "--similarity constant."
+        )
+    return similarities / total

@@ -26,15 +26,15 @@ class RegisterMethod(Protocol):
         factory: the class, or `"module:Name"` to import it on first use.
         help: one line for `panda-fusion plugins list`.
 
-    Raises:
-        PluginError: another plugin has the name already; the message names both.
+    A name that another plugin has already, a bad name or a bad factory raises nothing here: the registration is
+    left out and reported among the broken plugins (a collision names both), what follows it is still made.
     """
 
     def __call__(self, name: str, factory: type[Method] | str, *, help: str) -> None: ...
 
 
 class RegisterTask(Protocol):
-    """The callback of `register_tasks`; the task's own name is the key. Raises PluginError on a collision."""
+    """The callback of `register_tasks`; the task's own name is the key. A collision is reported likewise."""
 
     def __call__(self, task: Task) -> None: ...
 

@@ -24,6 +24,7 @@ class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
         kv_heads: key/value heads (equal to `heads` without grouped queries).
         head_dim: size of one head.
         fingerprint: hex digest of the weights (`panda_fusion.backbone.fingerprint`).
+        embedding_size: width of the input embeddings where it is not the hidden size.
     """
 
     name: str
@@ -34,6 +35,7 @@ class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int
     head_dim: int
     fingerprint: str
+    embedding_size: int | None = None
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,6 +44,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         hub: where the rows lie on the Hub, for registered tasks.
         rows: `"module:function"` that makes the rows of a split, for tasks that ship inside a package;
             the function takes (task name, split) and returns a list of rows.
+        folder: the folder of task.toml, train.jsonl and validation.jsonl, for a user's own task.
         description: one line for `panda-fusion tasks`.
     """
 
@@ -55,6 +56,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     metric: MetricName = "accuracy"
     hub: HubSource | None = None
     rows: str | None = None
+    folder: str | None = None
     description: str = ""
 
     @property

@@ -29,8 +29,10 @@ class TeacherContext:
         sources: the K source prompts.
         method: the student's PEFT method (for teachers that start from nothing).
         seed: seeds whatever the teacher draws.
+        steps_per_epoch: training steps that one pass over the training set takes.
         fit: trains prompts on the target's training set and returns them with their heads:
-            `fit(method, tensors, epochs=..., max_steps=...)`, where tensors are trainable ones [K, ...].
+            `fit(method, tensors, epochs=..., max_steps=...)`, where tensors are trainable ones [K, ...]
+            and `max_steps` may be None.
             All K train side by side; learning rate and batch size are the run's.
     """
 
@@ -39,6 +41,7 @@ class TeacherContext:
     sources: Sequence[Prompt]
     method: PEFTMethod
     seed: int
+    steps_per_epoch: int
     fit: Callable[..., TrainedPack]
 
 

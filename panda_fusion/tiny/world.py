@@ -2,18 +2,18 @@
 
 The world has three parts, each with its own meaning and its own way of being put into words:
 
-* **facts** (`Fact`, `Relation`, `say`, `judge`): people, animals, things and places; relations between them with
-  synonyms, inverses ("is taller than" / "is shorter than"), passives and negation; properties such as colour, which
-  are relations to a value;
-* **heaps** (`Heap`, `Claim`, `holds`): numbers of things of one or two colours in a place, and statements with
-  numbers and quantifiers about them;
+* **facts** (`Fact`, `Relation`, `say`, `judge`): people, animals, things and places; relations between them
+  with synonyms, inverses ("is taller than" / "is shorter than"), passives and negation; properties such as
+  colour, which are relations to a value;
+* **heaps** (`Heap`, `Claim`, `holds`): numbers of things of one or two colours in a place, and statements
+  with numbers and quantifiers about them;
 * **opinions** (`opinion`): evaluative words with intensifiers, negators and contrast clauses.
 
-`corpus` and `passage_pairs` turn them into text for pretraining: short passages whose sentences agree with each
-other, so that a hidden word can be worked out from what the passage says elsewhere.
+`corpus` and `passage_pairs` turn them into text for pretraining: short passages whose sentences agree with
+each other, so that a hidden word can be worked out from what the passage says elsewhere.
 
-Only the standard library is used. Every choice comes from a `random.Random` that the caller seeds, and nothing
-iterates over a set, so the same seed gives the same text in every process.
+Only the standard library is used. Every choice comes from a `random.Random` that the caller seeds, and
+nothing iterates over a set, so the same seed gives the same text in every process.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Words. The two halves of a list ("slices") let a target task use other words than its source tasks.
 
 PEOPLE = (
-    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo", "Maria",
-    "Noah", "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina", "Umar", "Vera", "Will", "Xenia", "Yusuf", "Zoe",
-    "Alan", "Bella", "Carl", "Dora", "Eric", "Fiona", "George", "Helen", "Ivan", "Julia", "Kurt", "Lena", "Mark",
-    "Nina",
+    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo",
+    "Maria", "Noah", "Olga", "Paul", "Quinn", "Rosa", "Sam", "Tina", "Umar", "Vera", "Will", "Xenia",
+    "Yusuf", "Zoe", "Alan", "Bella", "Carl", "Dora", "Eric", "Fiona", "George", "Helen", "Ivan",
+    "Julia", "Kurt", "Lena", "Mark", "Nina",
 )  # fmt: skip
-ANIMALS = ("dog", "cat", "horse", "cow", "duck", "goat", "fox", "bear", "rabbit", "hen", "lion", "pig")
+ANIMALS = (
+    "dog", "cat", "horse", "cow", "duck", "goat", "fox", "bear", "rabbit", "hen", "lion", "pig",
+)  # fmt: skip
 THINGS = (
-    "lamp", "book", "cup", "ball", "chair", "table", "box", "clock", "bike", "boat", "hat", "coat", "drum", "key",
-    "pen", "plate", "ring", "rope", "spoon", "mirror", "basket", "bottle", "candle", "kite",
+    "lamp", "book", "cup", "ball", "chair", "table", "box", "clock", "bike", "boat", "hat", "coat",
+    "drum", "key", "pen", "plate", "ring", "rope", "spoon", "mirror", "basket", "bottle", "candle",
+    "kite",
 )  # fmt: skip
-PLACES = ("kitchen", "garden", "park", "barn", "school", "office", "shop", "cellar", "attic", "library")
+PLACES = (
+    "kitchen", "garden", "park", "barn", "school", "office", "shop", "cellar", "attic", "library",
+)  # fmt: skip
 
 VALUES: dict[str, tuple[str, ...]] = {
     "colour": ("red", "blue", "green", "black", "white", "yellow"),
@@ -73,7 +78,7 @@ PLURAL_VERBS = {
 }  # fmt: skip
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Facts.
 
 
@@ -89,9 +94,10 @@ class Form:
 class Relation:
     """A relation between entities (or between an entity and a value), with its meaning and its wordings.
 
-    `kinds` names the kind of each argument. `symmetric`: r(a, b) means r(b, a). `asymmetric`: r(a, b) rules out
-    r(b, a). `key`: two facts that agree at these argument positions and differ elsewhere rule each other out (a
-    thing has one colour). `opposite`: a relation that rules this one out for the same arguments.
+    `kinds` names the kind of each argument. `symmetric`: r(a, b) means r(b, a). `asymmetric`: r(a, b) rules
+    out r(b, a). `key`: two facts that agree at these argument positions and differ elsewhere rule each
+    other out (a thing has one colour). `opposite`: a relation that rules this one out for the same
+    arguments.
     """
 
     name: str
@@ -122,7 +128,9 @@ class Fact:
 
 
 def _forms(*patterns: str) -> tuple[Form, ...]:
-    """Forms from patterns such as ``{0} [owns|does not own] {1}``: the brackets hold the yes and no wording."""
+    """Forms from patterns such as ``{0} [owns|does not own] {1}``: the brackets hold the yes and no
+    wording.
+    """
     forms = []
     for pattern in patterns:
         before, rest = pattern.split("[")
@@ -144,69 +152,125 @@ def _is_back(*phrases: str) -> tuple[str, ...]:
 
 _RELATIONS = (
     Relation(
-        "own", ("person", "thing"),
-        _forms("{0} [owns|does not own] {1}", "{0} [has|does not have] {1}",
-               "{1} [belongs|does not belong] to {0}", *_is_back("owned by")),
+        "own",
+        ("person", "thing"),
+        _forms(
+            "{0} [owns|does not own] {1}",
+            "{0} [has|does not have] {1}",
+            "{1} [belongs|does not belong] to {0}",
+            *_is_back("owned by"),
+        ),
         key=(1,),
     ),
-    Relation("taller", ("person", "person"), _forms(*_is("taller than"), *_is_back("shorter than")), asymmetric=True),
     Relation(
-        "chase", ("animal", "animal"),
-        _forms("{0} [chases|does not chase] {1}", "{0} [runs|does not run] after {1}", *_is_back("chased by")),
+        "taller",
+        ("person", "person"),
+        _forms(*_is("taller than"), *_is_back("shorter than")),
+        asymmetric=True,
+    ),
+    Relation(
+        "chase",
+        ("animal", "animal"),
+        _forms(
+            "{0} [chases|does not chase] {1}", "{0} [runs|does not run] after {1}", *_is_back("chased by")
+        ),
     ),
     Relation("near", ("person", "animal"), _forms(*_is("near", "close to", "next to")), symmetric=True),
     Relation(
-        "like", ("person", "person"),
-        _forms("{0} [likes|does not like] {1}", "{0} [is|is not] fond of {1}", *_is_back("liked by"),
-               "{1} [pleases|does not please] {0}"),
+        "like",
+        ("person", "person"),
+        _forms(
+            "{0} [likes|does not like] {1}",
+            "{0} [is|is not] fond of {1}",
+            *_is_back("liked by"),
+            "{1} [pleases|does not please] {0}",
+        ),
         opposite="hate",
     ),
     Relation(
-        "hate", ("person", "person"),
-        _forms("{0} [hates|does not hate] {1}", "{0} [dislikes|does not dislike] {1}", *_is_back("hated by"),
-               "{1} [annoys|does not annoy] {0}"),
+        "hate",
+        ("person", "person"),
+        _forms(
+            "{0} [hates|does not hate] {1}",
+            "{0} [dislikes|does not dislike] {1}",
+            *_is_back("hated by"),
+            "{1} [annoys|does not annoy] {0}",
+        ),
         opposite="like",
     ),
     Relation(
-        "give", ("person", "thing", "person"),
-        _forms("{0} [gave|did not give] {1} to {2}", "{2} [got|did not get] {1} from {0}",
-               "{1} [went|did not go] from {0} to {2}"),
+        "give",
+        ("person", "thing", "person"),
+        _forms(
+            "{0} [gave|did not give] {1} to {2}",
+            "{2} [got|did not get] {1} from {0}",
+            "{1} [went|did not go] from {0} to {2}",
+        ),
         key=(1,),
     ),
     Relation("colour", ("thing", "colour"), _forms(*_is(""), "the colour of {0} [is|is not] {1}"), key=(0,)),
     Relation("size", ("thing", "size"), _forms(*_is(""), "the size of {0} [is|is not] {1}"), key=(0,)),
-    Relation("older", ("person", "person"), _forms(*_is("older than"), *_is_back("younger than")), asymmetric=True),
     Relation(
-        "teach", ("person", "person"),
-        _forms("{0} [teaches|does not teach] {1}", "{1} [learns|does not learn] from {0}", *_is("a teacher of"),
-               *_is_back("taught by", "a pupil of")),
+        "older", ("person", "person"), _forms(*_is("older than"), *_is_back("younger than")), asymmetric=True
+    ),
+    Relation(
+        "teach",
+        ("person", "person"),
+        _forms(
+            "{0} [teaches|does not teach] {1}",
+            "{1} [learns|does not learn] from {0}",
+            *_is("a teacher of"),
+            *_is_back("taught by", "a pupil of"),
+        ),
         asymmetric=True,
     ),
-    Relation("parent", ("person", "person"), _forms(*_is("a parent of"), *_is_back("a child of")), asymmetric=True),
     Relation(
-        "help", ("person", "person"),
-        _forms("{0} [helps|does not help] {1}", "{1} [gets|does not get] help from {0}", *_is_back("helped by")),
+        "parent", ("person", "person"), _forms(*_is("a parent of"), *_is_back("a child of")), asymmetric=True
     ),
-    Relation("friend", ("person", "person"), _forms(*_is("a friend of"), "{0} [knows|does not know] {1}"),
-             symmetric=True),
-    Relation("above", ("thing", "thing"), _forms(*_is("above", "over"), *_is_back("below", "under")),
-             asymmetric=True),
-    Relation("heavier", ("thing", "thing"), _forms(*_is("heavier than"), *_is_back("lighter than")),
-             asymmetric=True),
-    Relation("inside", ("thing", "place"), _forms(*_is("in"), "{1} [contains|does not contain] {0}",
-                                                  "{0} [lies|does not lie] in {1}"), key=(0,)),
+    Relation(
+        "help",
+        ("person", "person"),
+        _forms(
+            "{0} [helps|does not help] {1}", "{1} [gets|does not get] help from {0}", *_is_back("helped by")
+        ),
+    ),
+    Relation(
+        "friend",
+        ("person", "person"),
+        _forms(*_is("a friend of"), "{0} [knows|does not know] {1}"),
+        symmetric=True,
+    ),
+    Relation(
+        "above",
+        ("thing", "thing"),
+        _forms(*_is("above", "over"), *_is_back("below", "under")),
+        asymmetric=True,
+    ),
+    Relation(
+        "heavier",
+        ("thing", "thing"),
+        _forms(*_is("heavier than"), *_is_back("lighter than")),
+        asymmetric=True,
+    ),
+    Relation(
+        "inside",
+        ("thing", "place"),
+        _forms(*_is("in"), "{1} [contains|does not contain] {0}", "{0} [lies|does not lie] in {1}"),
+        key=(0,),
+    ),
     Relation("mood", ("person", "mood"), _forms(*_is(""), "{0} [feels|does not feel] {1}"), key=(0,)),
     Relation("job", ("person", "job"), _forms(*_is("a"), "{0} [works|does not work] as a {1}"), key=(0,)),
     Relation("warmth", ("thing", "warmth"), _forms(*_is("")), key=(0,)),
     Relation("stuff", ("thing", "stuff"), _forms(*_is("made of")), key=(0,)),
-)  # fmt: skip
+)
 
 RELATIONS: dict[str, Relation] = {relation.name: relation for relation in _RELATIONS}
 
 #: Two slices of the relations with nothing in common, for source tasks and for a related target task.
 FIRST_RELATIONS = ("own", "taller", "chase", "near", "like", "hate", "give", "colour", "size")
 SECOND_RELATIONS = (
-    "older", "teach", "parent", "help", "friend", "above", "heavier", "inside", "mood", "job", "warmth", "stuff",
+    "older", "teach", "parent", "help", "friend", "above", "heavier", "inside", "mood", "job", "warmth",
+    "stuff",
 )  # fmt: skip
 
 
@@ -226,18 +290,22 @@ class Cast:
 
 
 def _half(words: Sequence[str], part: str) -> tuple[str, ...]:
-    """The words of one slice: "first", "second" or "all". Odd and even places, so that the halves are alike."""
+    """The words of one slice: "first", "second" or "all". Odd and even places, so that the halves are
+    alike.
+    """
     if part == "all":
         return tuple(words)
     return tuple(words[0 if part == "first" else 1 :: 2])
 
 
-def sample_cast(rng: random.Random, part: str = "all", people: int = 3, others: int = 2) -> Cast:
-    """A random cast from one slice of the names and nouns. About a quarter of the nouns are plural."""
+def sample_cast(
+    rng: random.Random, part: str = "all", people: int = 3, others: int = 2, plurals: float = 0.25
+) -> Cast:
+    """A random cast from one slice of the names and nouns; a share of the animals and things is plural."""
 
     def nouns(words: Sequence[str], count: int) -> tuple[str, ...]:
         chosen = rng.sample(_half(words, part), count)
-        return tuple(plural(noun) if rng.random() < 0.25 else noun for noun in chosen)
+        return tuple(plural(noun) if rng.random() < plurals else noun for noun in chosen)
 
     return Cast(
         people=tuple(rng.sample(_half(PEOPLE, part), people)),
@@ -267,7 +335,7 @@ def excludes(first: Fact, second: Fact) -> bool:
 
 
 def judge(known: Sequence[Fact], query: Fact) -> bool | None:
-    """What the known facts say of the query: True (it follows), False (it is ruled out), None (it is open)."""
+    """What the known facts say of the query: True (it follows), False (ruled out), None (open)."""
     if not query.positive:
         answer = judge(known, query.negated())
         return None if answer is None else not answer
@@ -293,7 +361,9 @@ def noun_phrase(entity: str, rng: random.Random) -> str:
 
 
 def say(fact: Fact, rng: random.Random, form: Form | None = None) -> str:
-    """A clause that states the fact, without capital or full stop; `form` picks the wording, else it is random."""
+    """A clause that states the fact, without capital or full stop; `form` picks the wording, else it is
+    random.
+    """
     relation = RELATIONS[fact.relation]
     form = form or rng.choice(relation.forms)
     args = fact.args
@@ -319,7 +389,9 @@ def sample_fact(rng: random.Random, cast: Cast, relation: str) -> Fact:
             return Fact(relation, args)
 
 
-def sample_facts(rng: random.Random, cast: Cast, relations: Sequence[str], negative: float = 0.0) -> list[Fact]:
+def sample_facts(
+    rng: random.Random, cast: Cast, relations: Sequence[str], negative: float = 0.0
+) -> list[Fact]:
     """One fact for each relation named, all consistent and none following from another.
 
     `negative` is the chance of a fact to be a denial.
@@ -343,15 +415,17 @@ def swapped(fact: Fact) -> Fact:
 
 
 def with_other_argument(rng: random.Random, cast: Cast, fact: Fact) -> Fact:
-    """The fact with one argument exchanged for another of the same kind from the cast."""
-    kinds = RELATIONS[fact.relation].kinds
-    while True:
-        place = rng.randrange(len(kinds))
-        others = [entity for entity in cast.of(kinds[place]) if entity not in fact.args]
-        if others:
-            args = list(fact.args)
-            args[place] = rng.choice(others)
-            return replace(fact, args=tuple(args))
+    """The fact with one argument exchanged for another of its kind; the cast must have one."""
+    choices = [
+        (place, entity)
+        for place, kind in enumerate(RELATIONS[fact.relation].kinds)
+        for entity in cast.of(kind)
+        if entity not in fact.args
+    ]
+    # The place first, so that a kind with many values is not changed more often than one with few.
+    place = rng.choice(sorted(dict.fromkeys(place for place, _ in choices)))
+    entity = rng.choice([entity for at, entity in choices if at == place])
+    return replace(fact, args=(*fact.args[:place], entity, *fact.args[place + 1 :]))
 
 
 def ruled_out(rng: random.Random, cast: Cast, fact: Fact) -> Fact | None:
@@ -369,7 +443,7 @@ def ruled_out(rng: random.Random, cast: Cast, fact: Fact) -> Fact | None:
     return None
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Heaps: numbers and quantifiers.
 
 
@@ -393,7 +467,9 @@ class Heap:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about a heap. `kind` is one of `CLAIM_KINDS`; the other fields are used as the kind needs."""
+    """A statement about a heap. `kind` is one of `CLAIM_KINDS`; the other fields are used as the kind
+    needs.
+    """
 
     kind: str
     colour: str
@@ -428,12 +504,16 @@ def holds(heap: Heap, claim: Claim) -> bool:
 
 
 def sample_claim(rng: random.Random, heap: Heap, truth: bool) -> Claim:
-    """A claim about the heap that is true or false as asked, and close enough to the heap to be worth checking."""
+    """A claim about the heap that is true or false as asked, and close enough to the heap to be worth
+    checking.
+    """
     kind = rng.choice(CLAIM_KINDS)
     inside = [colour for colour, _ in heap.groups]
     outside = [colour for colour in VALUES["colour"] if colour not in inside]
     while True:
-        colours = rng.sample(inside + outside[:1], 2) if rng.random() < 0.4 else rng.sample(inside + outside, 2)
+        colours = (
+            rng.sample(inside + outside[:1], 2) if rng.random() < 0.4 else rng.sample(inside + outside, 2)
+        )
         near = heap.total if kind == "total" else heap.count(colours[0])
         claim = Claim(kind, colours[0], colours[1], min(10, max(1, near + rng.randint(-1, 1))))
         if holds(heap, claim) == truth:
@@ -470,7 +550,10 @@ def say_claim(claim: Claim, heap: Heap, rng: random.Random) -> str:
             f"{NUMBERS[claim.number]} of the {many} {verb} {claim.colour}",
         ),
         "all": (f"all of the {many} are {claim.colour}", f"every {heap.noun} is {claim.colour}"),
-        "some": (f"some of the {many} are {claim.colour}", f"there are {claim.colour} {many} in the {heap.place}"),
+        "some": (
+            f"some of the {many} are {claim.colour}",
+            f"there are {claim.colour} {many} in the {heap.place}",
+        ),
         "none": (f"none of the {many} are {claim.colour}", f"no {heap.noun} is {claim.colour}"),
         "most": (f"most of the {many} are {claim.colour}",),
         "more": (f"there are more {claim.colour} {many} than {claim.other} {many}",),
@@ -479,7 +562,7 @@ def say_claim(claim: Claim, heap: Heap, rng: random.Random) -> str:
     return rng.choice(wordings[claim.kind])
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Opinions.
 
 
@@ -518,8 +601,8 @@ CONCLUSIONS: dict[bool, tuple[str, ...]] = {
         "i would choose it again", "it made me smile",
     ),
     False: (
-        "i would warn you against it", "i was upset about it", "it was a waste of money", "i gave it one star",
-        "i would avoid it next time", "it made me frown",
+        "i would warn you against it", "i was upset about it", "it was a waste of money",
+        "i gave it one star", "i would avoid it next time", "it made me frown",
     ),
 }  # fmt: skip
 
@@ -563,7 +646,7 @@ def opinion(rng: random.Random, topic: Topic, good: bool, subject: str = "") -> 
     return f"{major}, even though {minor}"
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Passages for pretraining.
 
 
@@ -605,9 +688,11 @@ def _opinion_halves(rng: random.Random, same: bool) -> tuple[list[str], list[str
     topic = rng.choice((OUTINGS, GOODS))
     good = rng.random() < 0.5
     subject = rng.choice(topic.things)
-    first = [opinion(rng, topic, good, subject)]
+    # Many single clauses: what a word or a negator does must be learnt before what "but" does.
+    single = rng.random() < 0.45
+    first = [opinion_clause(rng, topic, subject, good) if single else opinion(rng, topic, good, subject)]
     second = [rng.choice(CONCLUSIONS[good == same])]
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         second.append(opinion_clause(rng, topic, subject, good == same))
     return first, second
 
@@ -615,12 +700,13 @@ def _opinion_halves(rng: random.Random, same: bool) -> tuple[list[str], list[str
 def passage(rng: random.Random, same: bool = True) -> tuple[list[str], list[str]]:
     """The two halves of a passage, as clauses. If not `same`, the second half is from another passage.
 
-    That other passage has the same people, things and topic, so only what is said of them tells the two apart.
+    That other passage has the same people, things and topic, so only what is said of them tells the two
+    apart.
     """
     roll = rng.random()
-    if roll < 0.66:
+    if roll < 0.58:
         return _fact_halves(rng, same)
-    if roll < 0.82:
+    if roll < 0.72:
         return _heap_halves(rng, same)
     return _opinion_halves(rng, same)
 

@@ -1,0 +1,41 @@
+"""How the end of a training run is told, for `train` and `transfer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from panda_fusion_cli.output import Output
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; the best prompt so far has been written."""
+
+
+def report_run(output: Output, result: Mapping[str, Any], out: Path, extra: list[tuple[str, object]]) -> None:
+    """Print warnings, the final table and the JSON result of a run."""
+    if result["diverged"]:
+        output.warn(
+            f"the loss stopped being finite; the best prompt, of step {result['best_step']}, was kept (lower --lr)"
+        )
+    if result["interrupted"]:
+        output.warn(f"interrupted at step {result['steps']} of {result['steps_planned']}; the best so far was kept")
+    rows: list[tuple[str, object]] = [
+        ("task", result["task"]),
+        ("model", result["model"]),
+        ("method", result["method"]),
+        *extra,
+        (f"{result['metric']}, best", f"{_number(result['best'])} (step {result['best_step']})"),
+        (f"{result['metric']}, last", f"{_number(result['last'])} (step {result['steps']})"),
+        ("samples per second", f"{result['samples_per_second']:.1f}"),
+        ("seconds", f"{result['wall_seconds']:.1f}"),
+        ("device", f"{result['device']}, {result['precision']}"),
+        ("prompt", str(out)),
+    ]
+    output.table(("", "value"), rows)
+    output.result(result)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

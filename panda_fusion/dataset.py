@@ -1,0 +1,166 @@
+"""Tokenised examples and the batches cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from panda_fusion.backbone import Backbone
+
+MEGABATCH = 50
+"""Batches that are drawn together before they are sorted by length."""
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """M tokenised examples of one split, kept on the training device.
+
+    Attributes:
+        input_ids: [M, longest] int32, padded on the right.
+        lengths: [M] int64 real tokens per example.
+        token_types: [M, longest] int8 segment ids, or None for backbones without segments.
+        labels: [M] int64 class indices or float32 values; None for examples without labels.
+        kind: task kind.
+        truncated: how many examples were cut at the maximum length.
+    """
+
+    input_ids: torch.Tensor
+    lengths: torch.Tensor
+    token_types: torch.Tensor | None
+    labels: torch.Tensor | None
+    kind: str
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> EncodedSet:
+        """The examples at these indices, in this order."""
+        index = torch.as_tensor(np.asarray(indices), dtype=torch.int64, device=self.input_ids.device)
+        return replace(
+            self,
+            input_ids=self.input_ids[index],
+            lengths=self.lengths[index],
+            token_types=None if self.token_types is None else self.token_types[index],
+            labels=None if self.labels is None else self.labels[index],
+        )
+
+
+def encode(
+    backbone: Backbone,
+    texts: Sequence[Sequence[str]],
+    labels: Sequence[int] | Sequence[float] | None,
+    kind: str,
+    max_length: int,
+) -> EncodedSet:
+    """Tokenise one or two text columns with the backbone's tokenizer.
+
+    Args:
+        backbone: whose tokenizer and device are used.
+        texts: one or two columns of M texts; two become a pair, the longer one cut first.
+        labels: M class indices or values, or None.
+        kind: task kind; `regression` makes the labels float32.
+        max_length: tokens kept of an example, special ones included.
+    """
+    encoded = backbone.tokenizer(
+        *[list(column) for column in texts], truncation="longest_first", max_length=max_length
+    )
+    rows = encoded["input_ids"]
+    lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+    types = encoded.get("token_type_ids")
+    label_type = torch.float32 if kind == "regression" else torch.int64
+    device = backbone.device
+    return EncodedSet(
+        input_ids=_padded(rows, lengths, np.int32).to(device),
+        lengths=torch.from_numpy(lengths).to(device),
+        token_types=None if types is None else _padded(types, lengths, np.int8).to(device),
+        labels=None if labels is None else torch.tensor(labels, dtype=label_type, device=device),
+        kind=kind,
+        truncated=int((lengths >= max_length).sum()),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], lengths: np.ndarray, dtype: type) -> torch.Tensor:
+    """[M, longest] from lists of unequal length, zeros behind each row's end."""
+    table = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=dtype)
+    table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate([np.asarray(r, dtype) for r in rows])
+    return torch.from_numpy(table)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rows cut to their common longest length T, on the training device.
+
+    Attributes:
+        input_ids: [N, T] int64.
+        lengths: [N] int64.
+        token_types: [N, T] int64 or None.
+    """
+
+    input_ids: torch.Tensor
+    lengths: torch.Tensor
+    token_types: torch.Tensor | None
+
+
+def gather(data: EncodedSet, index: torch.Tensor, width: int) -> Batch:
+    """The rows at `index` [N] (int64, on the data's device), cut to `width` tokens."""
+    types = data.token_types
+    return Batch(
+        input_ids=data.input_ids[index, :width].long(),
+        lengths=data.lengths[index],
+        token_types=None if types is None else types[index, :width].long(),
+    )
+
+
+def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Cut one epoch into batches of similar length.
+
+    Examples are shuffled by (seed, epoch), cut into groups of up to 50 batches (at least four groups, so that
+    small sets stay mixed), sorted by length within a group and cut into batches. The order of the batches depends on
+    the epoch alone: prompts of a pack draw their own examples and still meet batches of equal length, so a
+    pack pads no more than a single prompt does.
+
+    Args:
+        lengths: [M] tokens per example.
+        batch_size: rows per batch; the last one may be smaller.
+        seed: the prompt's seed.
+        epoch: from 0.
+
+    Returns:
+        Index arrays that together hold every example once.
+    """
+    count = len(lengths)
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    batches_in_all = -(-count // batch_size)
+    group = max(1, min(MEGABATCH, batches_in_all // 4)) * batch_size
+    batches: list[np.ndarray] = []
+    for start in range(0, count, group):
+        members = order[start : start + group]
+        members = members[np.argsort(lengths[members], kind="stable")]
+        batches.extend(members[i : i + batch_size] for i in range(0, len(members), batch_size))
+    shuffle = np.random.default_rng(epoch).permutation(len(batches))
+    return [batches[i] for i in shuffle]
+
+
+def length_sorted_chunks(lengths: np.ndarray, tokens: int, prompts: int) -> list[np.ndarray]:
+    """Cut examples, longest first, into chunks for a pass without gradients.
+
+    Args:
+        lengths: [M] tokens per example.
+        tokens: the most padded tokens that one pass may hold over all prompts of the pack.
+        prompts: size of the pack; every prompt sees every row.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    chunks = []
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        size = max(1, tokens // (longest * prompts))
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks

@@ -1,0 +1,200 @@
+"""From source prompts to soft targets: teacher, fusion, KD space (PanDa III-C2 and III-C3).
+
+A teacher is frozen and deterministic, so its outputs for the training set are computed once and kept; the
+student's training costs no teacher pass at all, however many epochs it takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from panda_fusion.fusion import Fusion, PredictionFusion, PromptFusion, TrainingView
+from panda_fusion.head_fit import fit_heads
+from panda_fusion.inference import pooled_vectors, predict_logits
+from panda_fusion.students import heads_for
+from panda_fusion.teacher import TeacherContext, TeacherPrompts
+from panda_fusion.trainer import Distillation, Student, TrainedPack, TrainSettings, train_pack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.dataset import EncodedSet
+    from panda_fusion.kd_loss import KDLoss
+    from panda_fusion.peft_method import PEFTMethod
+    from panda_fusion.prompt import Prompt
+    from panda_fusion.task import Task
+    from panda_fusion.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class DistillationMethods:
+    """Which methods make the second supervision signal.
+
+    Attributes:
+        teacher: makes teacher prompts from the sources.
+        fusion: makes one signal of several sources.
+        kd: compares student and teacher.
+        lambda_: the largest weight of the KD loss (eq. 4); 0.05 in the paper.
+    """
+
+    teacher: Teacher
+    fusion: Fusion
+    kd: KDLoss
+    lambda_: float
+
+
+@dataclass(frozen=True)
+class TeacherSignal:
+    """The second supervision signal and what it cost.
+
+    Attributes:
+        distillation: for the students.
+        forward_passes: passes over the training set for the teachers' predictions.
+        build_seconds: wall-clock seconds of making the teachers (short training, fitting of heads).
+        forward_seconds: wall-clock seconds of their passes over the training set.
+    """
+
+    distillation: Distillation
+    forward_passes: int
+    build_seconds: float
+    forward_seconds: float
+
+
+def check_methods(methods: DistillationMethods, sources: int, kind: str) -> None:
+    """Refuse combinations that cannot work, before anything is computed.
+
+    Raises:
+        OptionError: the fusion does not take this number of sources, or the KD loss is not defined for the
+            task kind.
+    """
+    methods.fusion.check_sources(sources)
+    methods.kd.check_kind(kind)
+
+
+def teacher_signal(
+    backbone: Backbone,
+    task: Task,
+    train: EncodedSet,
+    sources: Sequence[Prompt],
+    similarities: Sequence[float],
+    methods: DistillationMethods,
+    student_method: PEFTMethod,
+    settings: TrainSettings,
+    learning_rate: float,
+    seed: int,
+) -> TeacherSignal:
+    """Build the teachers, run each once over the training set, and fuse.
+
+    Args:
+        backbone: the frozen backbone.
+        task: the target task.
+        train: its training set of M examples.
+        sources: K source prompts.
+        similarities: their similarity to the target, K numbers.
+        methods: teacher, fusion, KD loss, lambda.
+        student_method: the student's PEFT method, for teachers that start from nothing.
+        settings: the run's settings, for teachers that train.
+        learning_rate: likewise.
+        seed: likewise.
+    """
+    check_methods(methods, len(sources), task.kind)
+    started = time.perf_counter()
+    weights = torch.tensor(list(similarities), dtype=torch.float32)
+    fit = _Fit(backbone, task, train, settings, learning_rate, seed)
+    prompts = methods.teacher.build(
+        TeacherContext(
+            backbone=backbone,
+            train=train,
+            sources=sources,
+            method=student_method,
+            seed=seed,
+            steps_per_epoch=settings.steps(len(train))[0],
+            fit=fit,
+        )
+    )
+    if isinstance(methods.fusion, PromptFusion):
+        fused = methods.fusion.fuse(prompts.tensors, weights)
+        prompts = TeacherPrompts(prompts.method, {name: t.unsqueeze(0) for name, t in fused.items()})
+    built = time.perf_counter() - started
+    logits, forward_seconds, head_seconds = _teacher_logits(backbone, task, train, prompts, seed)
+    targets = methods.kd.targets(logits, task.kind)
+    if isinstance(methods.fusion, PredictionFusion):
+        view = None
+        if methods.fusion.needs_training_view:
+            assert train.labels is not None
+            view = TrainingView(pooled_vectors(backbone, train)[0].cpu(), train.labels.cpu(), task.kind)
+        fused_targets = methods.fusion.fuse(targets, weights, view)
+    else:
+        fused_targets = targets[0]
+    scale = methods.fusion.kd_scale(similarities)
+    return TeacherSignal(
+        distillation=Distillation(methods.kd, fused_targets, methods.lambda_ * scale),
+        forward_passes=logits.shape[0],
+        build_seconds=built + head_seconds,
+        forward_seconds=forward_seconds,
+    )
+
+
+def _teacher_logits(
+    backbone: Backbone, task: Task, train: EncodedSet, prompts: TeacherPrompts, seed: int
+) -> tuple[torch.Tensor, float, float]:
+    """([K, M, C] logits on the CPU, seconds of the pass, seconds of fitting heads).
+
+    A head that must be fitted is fitted on the features of that same pass.
+    """
+    started = time.perf_counter()
+    if prompts.head is not None:
+        logits = predict_logits(
+            backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs
+        ).cpu()
+        return logits, time.perf_counter() - started, 0.0
+    features = pooled_vectors(backbone, train, prompts.method, prompts.tensors)
+    forward_seconds = time.perf_counter() - started
+    assert train.labels is not None
+    heads = fit_heads(backbone, features, train.labels, task.kind, task.outputs, seed)
+    on_device = {name: tensor.to(backbone.device) for name, tensor in heads.items()}
+    with torch.inference_mode():
+        logits = backbone.head(task.outputs)(on_device, features).cpu()
+    return logits, forward_seconds, time.perf_counter() - started - forward_seconds
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The `fit` of a TeacherContext: short training on the target, all K prompts side by side."""
+
+    backbone: Backbone
+    task: Task
+    train: EncodedSet
+    settings: TrainSettings
+    learning_rate: float
+    seed: int
+
+    def __call__(
+        self,
+        method: PEFTMethod,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        epochs: int,
+        max_steps: int | None,
+    ) -> TrainedPack:
+        from dataclasses import replace
+
+        count = next(iter(tensors.values())).shape[0]
+        heads = heads_for(self.backbone, self.task, [self.seed] * count)
+        students = [
+            Student(
+                tensors={name: tensor[k] for name, tensor in tensors.items()},
+                head=heads[k],
+                seed=self.seed,
+                learning_rate=self.learning_rate,
+            )
+            for k in range(count)
+        ]
+        settings = replace(self.settings, epochs=epochs, max_steps=max_steps)
+        return train_pack(self.backbone, method, students, self.task, self.train, settings)

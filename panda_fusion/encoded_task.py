@@ -1,0 +1,76 @@
+"""A target task ready to train on: its splits, tokenised for one backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from panda_fusion.dataset import EncodedSet, encode
+from panda_fusion.subsets import balanced_sample, carve_selection
+from panda_fusion.task_embedding import SAMPLES
+
+if TYPE_CHECKING:
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.rows import Split, TaskData
+    from panda_fusion.task import Task
+
+SelectOn = Literal["validation", "train-split"]
+SAMPLE_SEED = 0
+"""The samples of task embeddings and the selection split are the same whatever the seed of the run."""
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task's data for one backbone.
+
+    Attributes:
+        task: the task.
+        train: training set.
+        validation: what scores are reported on.
+        selection: the split that chooses the best step; None: the validation set does.
+        samples: class-balanced samples of the development set, for task embeddings.
+        warnings: sentences that a user should see.
+    """
+
+    task: Task
+    train: EncodedSet
+    validation: EncodedSet
+    selection: EncodedSet | None
+    samples: EncodedSet
+    warnings: tuple[str, ...]
+
+
+def encode_task(
+    backbone: Backbone, data: TaskData, max_length: int, select_on: SelectOn = "validation"
+) -> EncodedTask:
+    """Tokenise a task's splits.
+
+    Args:
+        backbone: whose tokenizer is used.
+        data: the task and its rows.
+        max_length: tokens kept of an example.
+        select_on: `train-split` carves a tenth of the training set out to choose the best step on.
+    """
+    train, selection = data.train, None
+    if select_on == "train-split":
+        train, selection = carve_selection(data.train, seed=SAMPLE_SEED)
+
+    def tokenised(split: Split) -> EncodedSet:
+        return encode(backbone, split.texts, split.labels, data.task.kind, max_length)
+
+    encoded = tokenised(train)
+    validation = tokenised(data.validation)
+    warnings = list(data.warnings)
+    if encoded.truncated:
+        warnings.append(
+            f"{encoded.truncated} of {len(encoded)} training examples are longer than --max-length {max_length} and "
+            "were cut"
+        )
+    return EncodedTask(
+        task=data.task,
+        train=encoded,
+        validation=validation,
+        selection=None if selection is None else tokenised(selection),
+        samples=validation.subset(balanced_sample(data.validation, SAMPLES, SAMPLE_SEED)),
+        warnings=tuple(warnings),
+    )

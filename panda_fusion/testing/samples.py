@@ -1,0 +1,146 @@
+"""What the checks feed to methods: backbone shapes, tiny backbones, encoded texts and made-up prompts."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panda_fusion.backbone import BackboneShape
+from panda_fusion.testing.backbones import make_tiny_backbone
+from panda_fusion.testing.check import ConformanceError
+
+if TYPE_CHECKING:
+    import torch
+
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.dataset import EncodedSet
+    from panda_fusion.peft_method import PEFTMethod
+    from panda_fusion.prompt import Prompt
+
+# Every size is another number, so that mixing two of them up shows.
+PLAIN = BackboneShape(
+    layers=3,
+    hidden=24,
+    heads=4,
+    kv_heads=4,
+    head_dim=6,
+    positions=64,
+    initializer_range=0.2,
+    layer_modules=("layer.0", "layer.1", "layer.2"),
+)
+GROUPED = BackboneShape(
+    layers=2,
+    hidden=40,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    positions=None,
+    initializer_range=0.02,
+    layer_modules=("layers.0", "layers.1"),
+)
+NARROW = BackboneShape(
+    layers=2,
+    hidden=24,
+    heads=3,
+    kv_heads=3,
+    head_dim=8,
+    positions=64,
+    initializer_range=0.2,
+    layer_modules=("encoder.layer.0", "encoder.layer.1"),
+    embedding_size=10,
+)
+SHAPES = {"plain": PLAIN, "grouped key/value heads": GROUPED, "narrow embeddings": NARROW}
+"""Synthetic backbone shapes by what is special about them."""
+
+TEXTS = (
+    "the dog is in the garden",
+    "she has a lamp",
+    "it is not for you and it was not good",
+    "no",
+    "what was in the box that he has",
+    "we can see a red boat on the river today",
+)
+
+
+@cache
+def tiny_backbone(model_type: str) -> Backbone:
+    """A tiny random backbone on the CPU in float32, made once per process."""
+    import torch
+
+    from panda_fusion.backbone import load_backbone
+
+    with tempfile.TemporaryDirectory(prefix="panda-fusion-") as folder:
+        path = make_tiny_backbone(model_type, Path(folder) / model_type)
+        return load_backbone(str(path), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def encoded_texts(backbone: Backbone) -> EncodedSet:
+    """`TEXTS` with two classes, tokenised."""
+    from panda_fusion.dataset import encode
+
+    labels = [number % 2 for number in range(len(TEXTS))]
+    return encode(backbone, [TEXTS], labels, "classification", 32)
+
+
+def perturbed(method: PEFTMethod, shape: BackboneShape, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Trainable tensors of `count` prompts [G, ...] as training might leave them: created, then moved at random
+    (methods that start as the identity would otherwise hide a mistake)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    made = [method.create(shape, generator) for _ in range(count)]
+    return {
+        name: torch.stack([one[name] for one in made])
+        + 0.3 * torch.randn((count, *made[0][name].shape), generator=generator)
+        for name in made[0]
+    }
+
+
+def sample_method() -> PEFTMethod:
+    """A registered PEFT method that has virtual tokens, so that metrics over tokens have something to read.
+
+    Raises:
+        ConformanceError: none is registered.
+    """
+    from panda_fusion.plugin_manager import peft_methods
+
+    registry = peft_methods()
+    for name in registry.names():
+        method = registry.create(name)
+        if method.virtual_tokens() > 0:
+            return method
+    raise ConformanceError(
+        "no PEFT method with virtual tokens is registered, which this check needs; take the restriction of "
+        "PANDA_FUSION_PLUGINS back"
+    )
+
+
+def sample_prompt(
+    backbone: Backbone, method: PEFTMethod, seed: int, shape: BackboneShape | None = None
+) -> Prompt:
+    """A made-up prompt of a method for a backbone (or another shape), with a head and a task embedding."""
+    import torch
+
+    from panda_fusion.prompt import Prompt, TaskInfo
+
+    sizes = backbone.shape if shape is None else shape
+    generator = torch.Generator().manual_seed(100 + seed)
+    trainable = {name: tensor[0] for name, tensor in perturbed(method, sizes, 1, seed).items()}
+    return Prompt(
+        method=method.stored().spec,
+        tensors=method.to_stored(trainable, sizes),
+        head=backbone.head(2).create(generator),
+        embedding=torch.randn(sizes.hidden, generator=generator),
+        backbone=backbone.info,
+        task=TaskInfo(
+            name=f"sample-{seed}",
+            kind="classification",
+            inputs=("text",),
+            label="label",
+            labels=("no", "yes"),
+            metric="accuracy",
+        ),
+        path=f"sample-{seed}.safetensors",
+    )
