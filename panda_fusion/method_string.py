@@ -118,8 +118,8 @@ def format_method(name: str, options: Options) -> str:
             "," in value or value != value.strip() or (value.lower() == "none" and _allows_none(described))
         ):
             raise OptionError(
-                f"Option {field.encode_name!r} of method {name!r} cannot be written in a method string: expected "
-                f"text without commas and without blanks at its ends, found {value!r}."
+                f"Option {field.encode_name!r} of method {name!r} cannot be written in a method string: "
+                f"expected text without commas and without blanks at its ends, found {value!r}."
             )
         items.append(f"{field.encode_name}={text}")
     return f"{name}:{','.join(items)}" if items else name

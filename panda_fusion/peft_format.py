@@ -226,7 +226,7 @@ def import_peft(
         "peft_type": config.peft_type,
         "peft_version": config.peft_version,
         "base_model": config.base_model_name_or_path,
-        "versions": {"panda_fusion": __version__},
+        "libraries": {"panda-fusion": __version__},
     }
     return Prompt(
         method=metadata.method,

@@ -12,11 +12,12 @@ A plugin that does not work never takes the program down: it is left out and lis
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -157,16 +158,15 @@ class PluginManager:
             if not caller.has_spec():
                 near = nearest_names(caller.name, hook_names(), 1)
                 hint = f" (nearest: {near[0]})" if near else ""
-                self.broken.append(
-                    BrokenPlugin(info, f"implements {caller.name!r}, which is no hook{hint}; it is never called")
-                )
+                message = f"implements {caller.name!r}, which is no hook{hint}; it is never called"
+                self.broken.append(BrokenPlugin(info, message))
 
     def _fill_registries(self) -> None:
         for hook, registry in self.methods.items():
-            self.call_each(hook, lambda info, target=registry: {"register": self._method_callback(target, info)})
-        self.call_each("register_tasks", lambda info: {"register": self._task_callback(info)})
+            self.call_each(hook, functools.partial(self._method_arguments, registry))
+        self.call_each("register_tasks", self._task_arguments)
 
-    def _method_callback(self, registry: MethodRegistry[Any], info: PluginInfo) -> Callable[..., None]:
+    def _method_arguments(self, registry: MethodRegistry[Any], info: PluginInfo) -> dict[str, object]:
         def register(name: str, factory: type[Method] | str, *, help: str) -> None:
             # Not raised into the plugin: what it registers after a collision should still be there.
             try:
@@ -174,18 +174,18 @@ class PluginManager:
             except PluginError as error:
                 self.broken.append(BrokenPlugin(info, str(error)))
 
-        return register
+        return {"register": register}
 
-    def _task_callback(self, info: PluginInfo) -> Callable[[Task], None]:
+    def _task_arguments(self, info: PluginInfo) -> dict[str, object]:
         def register(task: Task) -> None:
             try:
                 self.tasks.register(task, info)
             except PluginError as error:
                 self.broken.append(BrokenPlugin(info, str(error)))
 
-        return register
+        return {"register": register}
 
-    def _trace_call(self, hook: str, implementations: Sequence[Any], arguments: dict[str, object]) -> None:
+    def _trace_call(self, hook: str, implementations: Sequence[Any], arguments: Mapping[str, Any]) -> None:
         plugins = ", ".join(implementation.plugin_name for implementation in reversed(implementations))
         print(f"{hook}({', '.join(arguments)}) -> {plugins or 'no plugin'}", file=sys.stderr)
 
@@ -293,7 +293,7 @@ def _discover(only: Sequence[str] | None) -> list[tuple[PluginInfo, Callable[[],
                 names[key] = (distribution.name, distribution.version)
             name, version = names[key]
         found.append((PluginInfo(entry_point.name, name, version), entry_point.load))
-    found.sort(key=lambda item: (_normal(item[0].distribution) != BUILT_IN, item[0].distribution, item[0].name))
+    found.sort(key=lambda item: _loading_order(item[0]))
     if only is None:
         return found
     known = [name for info, _ in found for name in (info.name, _normal(info.distribution))]
@@ -304,12 +304,16 @@ def _discover(only: Sequence[str] | None) -> list[tuple[PluginInfo, Callable[[],
     return [item for item in found if item[0].name in wanted or _normal(item[0].distribution) in wanted]
 
 
+def _loading_order(info: PluginInfo) -> tuple[bool, str, str]:
+    return _normal(info.distribution) != BUILT_IN, info.distribution, info.name
+
+
 def _not_installed(unmatched: Sequence[str], known: Iterable[str]) -> str:
     near = [match for item in unmatched for match in nearest_names(item, known, 1)]
     hint = f" (nearest: {', '.join(near)})" if near else ""
     return (
-        f"{PLUGINS_VARIABLE} lists {', '.join(map(repr, unmatched))}{hint}, which is no installed plugin and no "
-        "distribution with plugins; install it or take it out of the list."
+        f"{PLUGINS_VARIABLE} lists {', '.join(map(repr, unmatched))}{hint}, which is no installed plugin and "
+        "no distribution with plugins; install it or take it out of the list."
     )
 
 

@@ -78,19 +78,20 @@ class MethodRegistry(Generic[T]):
         """
         if not NAME_PATTERN.fullmatch(name):
             raise PluginError(
-                f"{_capital(str(plugin))} registers a {self.kind} under {name!r}; expected lower-case letters, "
-                "digits, - and _."
+                f"{_capital(str(plugin))} registers a {self.kind} under {name!r}; expected lower-case "
+                "letters, digits, - and _."
             )
         if name in self._entries:
             raise PluginError(
-                f"{_capital(str(plugin))} registers the {self.kind} {name!r}, which {self._entries[name].plugin} "
-                "has registered already; uninstall one of them or choose with PANDA_FUSION_PLUGINS."
+                f"{_capital(str(plugin))} registers the {self.kind} {name!r}, which "
+                f"{self._entries[name].plugin} has registered already; uninstall one of them or "
+                "choose with PANDA_FUSION_PLUGINS."
             )
         module, colon, attribute = factory.partition(":") if isinstance(factory, str) else ("", "", "")
         if not isinstance(factory, type) and not (module and colon and attribute):
             raise PluginError(
-                f"{_capital(str(plugin))} registers the {self.kind} {name!r} with the factory {factory!r}; expected "
-                "a class or 'module:Name'."
+                f"{_capital(str(plugin))} registers the {self.kind} {name!r} with the factory {factory!r}; "
+                "expected a class or 'module:Name'."
             )
         self._entries[name] = MethodEntry(name, factory, help, plugin)
 
@@ -109,9 +110,7 @@ class MethodRegistry(Generic[T]):
             UnknownNameError: no plugin registered the name.
         """
         if name not in self._entries:
-            raise UnknownNameError(
-                unknown_name(self.kind, name, self.names(), "panda-fusion plugins list")
-            )
+            raise UnknownNameError(unknown_name(self.kind, name, self.names(), "panda-fusion plugins list"))
         return self._entries[name]
 
     def load(self, name: str) -> type[T]:
@@ -134,9 +133,10 @@ class MethodRegistry(Generic[T]):
                 ) from error
         base = _resolve(self.base)
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise PluginError(f"{subject} must be a subclass of {self.base.replace(':', '.')}, found {found!r}.")
+            expected = self.base.replace(":", ".")
+            raise PluginError(f"{subject} must be a subclass of {expected}, found {found!r}.")
         if inspect.isabstract(found):
-            missing = ", ".join(sorted(found.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             raise PluginError(f"{subject} does not define {missing}, which every {self.kind} must.")
         return found
 
@@ -176,8 +176,8 @@ class TaskRegistry:
         if task.name in self._entries:
             raise PluginError(
                 f"{_capital(str(plugin))} registers the task {task.name!r}, which "
-                f"{self._entries[task.name].plugin} has registered already; uninstall one of them or choose with "
-                "PANDA_FUSION_PLUGINS."
+                f"{self._entries[task.name].plugin} has registered already; uninstall one of them or choose "
+                "with PANDA_FUSION_PLUGINS."
             )
         self._entries[task.name] = TaskEntry(task, plugin)
 

@@ -78,9 +78,12 @@ def finished_prompts(
     pack: TrainedPack,
     students: Sequence[Student],
     settings: RunSettings,
-    lineage: Lineage | None = None,
+    lineages: Sequence[Lineage] | None = None,
 ) -> list[Prompt]:
-    """The trained prompts of a pack, each with its task embedding and everything a file says of it."""
+    """The trained prompts of a pack, each with its task embedding and everything a file says of it.
+
+    `lineages` has one entry per student; None: trained from scratch.
+    """
     embeddings = task_embeddings(backbone, pack.method, pack.tensors, encoded.samples)
     prompts = []
     for place, student in enumerate(students):
@@ -102,7 +105,7 @@ def finished_prompts(
                     "last": score.last,
                     "best_step": score.best_step,
                 },
-                lineage=lineage or Lineage(),
+                lineage=Lineage() if lineages is None else lineages[place],
             )
         )
     return prompts

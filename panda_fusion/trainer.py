@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -223,14 +225,14 @@ class _Run:
         interrupted = False
         hook.run_started(run=run)
         try:
-            with stop_on_interrupt() as interrupt:
+            with stop_on_interrupt() as interrupt, self._seeded_dropout():
                 mark = time.perf_counter()
                 for index, width in self._steps():
                     losses = self._step(index, width)
                     step += 1
                     samples += index.numel()
                     hook.step_ended(step=step, steps=self.total, losses=losses)
-                    stop = interrupt.requested or self._all_dead(step)
+                    stop = interrupt.requested or (self._time_to_look(step) and self._all_dead())
                     if stop or self._evaluation_due(step):
                         self._wait()
                         training_seconds += time.perf_counter() - mark
@@ -239,7 +241,7 @@ class _Run:
                             scores = self._evaluate(step)
                             epoch = step / self.per_epoch
                             answers = hook.evaluated(step=step, epoch=epoch, scores=scores)
-                            stop = stop or any(answer is True for answer in answers)
+                            stop = stop or any(answer is True for answer in answers) or self._all_dead()
                         mark = time.perf_counter()
                         if stop:
                             break
@@ -258,6 +260,14 @@ class _Run:
         finally:
             ended = run | {"steps_done": step, "wall_seconds": time.perf_counter() - started}
             hook.run_ended(run=ended, error=error)
+
+    @contextmanager
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Draw dropout from the first prompt's seed, and leave the caller's random state as it was."""
+        cuda = self.backbone.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.backbone.device] if cuda else []):
+            torch.manual_seed(self.students[0].seed)
+            yield
 
     def _steps(self) -> Iterator[tuple[torch.Tensor, int]]:
         """([G, B] example indices on the device, longest row) of every step."""
@@ -306,14 +316,15 @@ class _Run:
             losses = distiller.add(losses, logits, index, self.data.kind)
         return losses
 
-    def _all_dead(self, step: int) -> bool:
-        if self.backbone.device.type == "cuda" and step % DEAD_CHECK_STEPS:
-            return False
+    def _time_to_look(self, step: int) -> bool:
+        return self.backbone.device.type != "cuda" or step % DEAD_CHECK_STEPS == 0
+
+    def _all_dead(self) -> bool:
         return not bool(self.optimizer.alive.any())
 
     def _nothing_to_show(self) -> bool:
         """No prompt is alive and none was evaluated while it was."""
-        return not self.evaluated_at and not bool(self.optimizer.alive.any())
+        return not self.evaluated_at and self._all_dead()
 
     def _evaluation_due(self, step: int) -> bool:
         if self.validation is None:
@@ -336,7 +347,13 @@ class _Run:
         )
         assert data.labels is not None
         labels = data.labels.cpu().numpy()
-        return [score(self.task.metric, row, labels) for row in logits.cpu().numpy()]
+        return [self._metrics(row, labels) for row in logits.cpu().numpy()]
+
+    def _metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Scores of one prompt; NaN for one whose outputs are not finite, which the others must not feel."""
+        if np.isfinite(logits).all():
+            return score(self.task.metric, logits, labels)
+        return dict.fromkeys(score(self.task.metric, np.zeros_like(logits), labels), float("nan"))
 
     def _evaluate(self, step: int) -> dict[str, list[float]]:
         """Score all prompts on the selection split and keep those that got better."""
@@ -344,17 +361,20 @@ class _Run:
         assert chooser is not None
         flat = self.parameters.flat.detach()
         metrics = self._score(flat, chooser)
+        values = [next(iter(metric.values())) for metric in metrics]
+        finite = torch.tensor([math.isfinite(value) for value in values], device=self.backbone.device)
+        self.optimizer.alive &= finite
         alive = self.optimizer.alive.tolist()
-        for g, metric in enumerate(metrics):
-            value = next(iter(metric.values()))
+        for g, (metric, value) in enumerate(zip(metrics, values, strict=True)):
             self.history[g].append((step, step / self.per_epoch, value))
             self.last_metrics[g] = metric
-            # A diverged prompt stands still; what it scores was scored before unless this is the first time.
+            # Not finite compares as false. A diverged prompt stands still: only its first score is news.
             if value > self.best_value[g] and (alive[g] or not self.best_metrics[g]):
                 self.best_value[g], self.best_step[g] = value, step
                 self.best_metrics[g] = metric
                 self.best_flat[g] = flat[g]
-        self.evaluated_at = step
+        if bool(finite.any()):
+            self.evaluated_at = step
         return {name: [metric[name] for metric in metrics] for name in metrics[0]}
 
     def _result(self, step: int, seconds: float, samples: int, interrupted: bool) -> TrainedPack:

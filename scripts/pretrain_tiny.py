@@ -89,9 +89,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train_tokenizer(seed: int, size: int) -> BertTokenizerFast:
-    """A lower-case WordPiece tokenizer trained on world text; all printable ASCII can be written with its
-    pieces.
-    """
+    """A lower-case WordPiece tokenizer of world text, with pieces for all printable ASCII."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -116,9 +114,7 @@ def train_tokenizer(seed: int, size: int) -> BertTokenizerFast:
 
 
 def encode_pairs(tokenizer: BertTokenizerFast, seed: int, count: int) -> list[Example]:
-    """(piece ids of the first half, of the second half, 0 for the same passage else 1), as BERT labels
-    them.
-    """
+    """(ids of the first half, ids of the second, 0 if of one passage else 1), 0 and 1 as in BERT."""
     pairs = list(world.passage_pairs(seed, count))
     first = tokenizer([pair[0] for pair in pairs], add_special_tokens=False)["input_ids"]
     second = tokenizer([pair[1] for pair in pairs], add_special_tokens=False)["input_ids"]

@@ -25,6 +25,8 @@ ROWS = [
     {"text": "no it is not", "label": "no"},
     {"text": "they can be", "label": "maybe"},
 ]
+SHORT = ("--max-length", 32)
+"""The tiny model has 128 positions, too few for the virtual tokens and the default of 128."""
 TASK_FILE = 'kind = "classification"\ninputs = ["text"]\nlabels = ["yes", "maybe", "no"]\n'
 
 
@@ -239,6 +241,7 @@ def test_export_and_import(
         model,
         "--task",
         task,
+        *SHORT,
         "--out",
         out,
     )
@@ -268,6 +271,7 @@ def test_imported_task_embedding(
         model,
         "--task",
         task,
+        *SHORT,
         "--out",
         tmp_path / "p.safetensors",
     )
@@ -319,6 +323,7 @@ def test_import_warns_of_another_base_model(
         model,
         "--task",
         task,
+        *SHORT,
         "--out",
         tmp_path / "p.safetensors",
     )
@@ -336,12 +341,12 @@ def test_errors_are_one_line(
         (("export", tmp_path / "nosuch", "--out", tmp_path / "x"), "no such file"),
         (("export", fitting, "--out", fitting), "wants a folder"),
         (
-            ("import", tmp_path, "--model", model, "--task", task, "--out", tmp_path / "x"),
+            ("import", tmp_path, "--model", model, "--task", task, *SHORT, "--out", tmp_path / "x"),
             "adapter_config.json",
         ),
         # The place is refused before the model is even looked for.
         (
-            ("import", tmp_path / "peft", "--model", "nosuch", "--task", task, "--out", tmp_path),
+            ("import", tmp_path / "peft", "--model", "nosuch", "--task", task, *SHORT, "--out", tmp_path),
             "is a folder",
         ),
         (
@@ -384,7 +389,7 @@ def test_failed_writing_keeps_the_old_file(
 
     monkeypatch.setattr("os.replace", fail)
     code, _, err = run(
-        capsys, "import", tmp_path / "peft", "--model", model, "--task", task, "--out", fitting
+        capsys, "import", tmp_path / "peft", "--model", model, "--task", task, *SHORT, "--out", fitting
     )
     assert code == 1
     assert "no space left" in err

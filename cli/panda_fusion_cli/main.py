@@ -68,7 +68,10 @@ def main(args: Sequence[str] | None = None) -> int:
         cli = make_cli()
         _report_broken(load_plugins().broken)
         code = cli.main(
-            args=None if args is None else list(args), prog_name="panda-fusion", standalone_mode=False, obj=mode
+            args=None if args is None else list(args),
+            prog_name="panda-fusion",
+            standalone_mode=False,
+            obj=mode,
         )
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -87,9 +90,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except PandaFusionError as error:
         return _fail(str(error), mode)
     except Exception as error:  # the last place to turn a traceback into one line
-        return _fail(
-            f"unexpected {type(error).__name__}: {error}; run again with --debug for the traceback", mode
-        )
+        hint = "" if mode.debug else "; run again with --debug for the traceback"
+        return _fail(f"unexpected {type(error).__name__}: {error}{hint}", mode)
 
 
 _reported: set[BrokenPlugin] = set()

@@ -69,11 +69,15 @@ class Output:
         from rich.text import Text
 
         right = set(numeric)
-        table = Table(box=box.SIMPLE_HEAD, title=title and Text(title), title_justify="left", show_edge=False, pad_edge=False)
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=title and Text(title),
+            title_justify="left",
+            show_edge=False,
+            pad_edge=False,
+        )
         for column in columns:
-            table.add_column(
-                Text(column), justify="right" if column in right else "left", overflow="fold"
-            )
+            table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
         self._print(table)
@@ -95,7 +99,10 @@ class Output:
 
         stream = self._people()
         console = Console(file=stream, width=None if stream.isatty() else WIDE, highlight=False, markup=False)
-        console.print(renderable)
+        with console.capture() as capture:
+            console.print(renderable)
+        # Tables are padded to their width, which in a file is nothing but trailing blanks.
+        click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()), file=stream)
 
 
 def json_value(value: object) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from panda_fusion import hookimpl
 from panda_fusion.plugin_manager import temporary_plugin
+from panda_fusion.printable import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -31,15 +32,16 @@ class TrainingProgress:
 
     @hookimpl
     def run_started(self, run: Mapping[str, object]) -> None:
+        what = f"{self._stage}: {printable(str(run['task']))}"
         if not sys.stderr.isatty():
             prompts = f", {run['prompts']} prompts" if run["prompts"] != 1 else ""
-            self._say(f"{self._stage}: {run['task']}, {run['steps']} steps{prompts}, {run['device']} {run['precision']}")
+            self._say(f"{what}, {run['steps']} steps{prompts}, {run['device']} {run['precision']}")
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[score]}"),
@@ -47,7 +49,7 @@ class TrainingProgress:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task(f"{self._stage}: {run['task']}", total=run["steps"], score="")  # type: ignore[arg-type]
+        self._task = self._bar.add_task(what, total=cast(int, run["steps"]), score="")
         self._bar.start()
 
     @hookimpl
@@ -58,7 +60,9 @@ class TrainingProgress:
     @hookimpl
     def evaluated(self, step: int, epoch: float, scores: Mapping[str, list[float]]) -> None:
         name, values = next(iter(scores.items()))
-        shown = f"{values[0]:.4f}" if len(values) == 1 else f"{sum(values) / len(values):.4f} (mean of {len(values)})"
+        shown = f"{sum(values) / len(values):.4f}"
+        if len(values) > 1:
+            shown += f" (mean of {len(values)})"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, score=f"{name} {shown}")
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from panda_fusion_cli.output import Output
@@ -13,14 +15,29 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C; the best prompt so far has been written."""
 
 
-def report_run(output: Output, result: Mapping[str, Any], out: Path, extra: list[tuple[str, object]]) -> None:
-    """Print warnings, the final table and the JSON result of a run."""
+def report_run(
+    output: Output, result: Mapping[str, Any], out: Path, extra: Sequence[tuple[str, object]]
+) -> None:
+    """Print warnings, the final table and the JSON result of a run.
+
+    Args:
+        output: where to.
+        result: what `panda_fusion.run.result_record` gives.
+        out: the prompt file that was written.
+        extra: rows of the table that belong to the command.
+
+    Raises:
+        click.exceptions.Exit: the run was interrupted; the program ends with code 130.
+    """
     if result["diverged"]:
         output.warn(
-            f"the loss stopped being finite; the best prompt, of step {result['best_step']}, was kept (lower --lr)"
+            f"the loss stopped being finite; the best prompt, of step {result['best_step']}, was kept (lower"
+            " --lr)"
         )
     if result["interrupted"]:
-        output.warn(f"interrupted at step {result['steps']} of {result['steps_planned']}; the best so far was kept")
+        output.warn(
+            f"interrupted at step {result['steps']} of {result['steps_planned']}; the best so far was kept"
+        )
     rows: list[tuple[str, object]] = [
         ("task", result["task"]),
         ("model", result["model"]),
@@ -33,8 +50,10 @@ def report_run(output: Output, result: Mapping[str, Any], out: Path, extra: list
         ("device", f"{result['device']}, {result['precision']}"),
         ("prompt", str(out)),
     ]
-    output.table(("", "value"), rows)
+    output.table(("field", "value"), rows)
     output.result(result)
+    if result["interrupted"]:
+        click.get_current_context().exit(INTERRUPTED)
 
 
 def _number(value: float | None) -> str:

@@ -10,9 +10,9 @@ A plugin's own tests are::
         check.run()
 
 `checks_for` runs a kind's check function (`check_kd_loss`, ...) with the default options and with every other
-choice that the options offer; call the function itself for one setting. `panda-fusion plugins check` runs the same
-checks on everything that is registered. Importing this package imports neither torch nor transformers; making
-and running checks does.
+choice that the options offer; call the function itself for one setting. `panda-fusion plugins check` runs the
+same checks on everything that is registered. Importing this package imports neither torch nor transformers;
+making and running checks does.
 """
 
 from panda_fusion.plugin_manager import temporary_plugin

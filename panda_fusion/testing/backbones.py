@@ -1,4 +1,4 @@
-"""Tiny random backbones: real transformers folders, made offline in a second, for tests and conformance checks."""
+"""Tiny random backbones: real transformers folders, made offline, for tests and conformance checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ POSITIONS = 128
 INITIALIZER_RANGE = 0.2
 """Ten times BERT's own: with 0.02 a random model of this size answers every input alike."""
 
-WORDS = ["a", "an", "and", "are", "at", "be", "by", "can", "does", "for", "from", "good", "has", "he", "in", "is", "it", "my", "no", "not", "of", "on", "or", "she", "that", "the", "they", "this", "to", "was", "we", "what", "who", "with", "yes", "you"]
+WORDS = tuple(
+    """
+    a an and are at be by can does for from good has he in is it my no not of on or she that the they this to
+    was we what who with yes you
+    """.split()  # noqa: SIM905
+)
 """A few whole words, so that texts have both whole-word tokens and words of several pieces."""
 
 

@@ -36,7 +36,8 @@ def check_executor(
             f"a job that raised ZeroDivisionError gave {results.get(0)!r} instead of the exception",
         )
         require(
-            results.get(2) == 0.5 and results.get(4) == 0.25, f"beside a failing job, the others gave {results}"
+            results.get(2) == 0.5 and results.get(4) == 0.25,
+            f"beside a failing job, the others gave {results}",
         )
 
     def no_jobs() -> None:

@@ -77,11 +77,13 @@ def _prompt_checks(method: PromptFusion, count: int) -> Iterator[Check]:
     def shapes() -> None:
         given = tensors()
         fused = fuse(given)
-        require(set(fused) == set(given), f"tensors {sorted(given)} became {sorted(fused)}; expected the same names")
+        require(
+            set(fused) == set(given), f"tensors {sorted(given)} became {sorted(fused)}; expected no change"
+        )
         for name, tensor in fused.items():
             require(
                 tensor.shape == given[name].shape[1:],
-                f"{name!r} {list(given[name].shape)} became {list(tensor.shape)}; expected the shape without K",
+                f"{name!r} {list(given[name].shape)} became {list(tensor.shape)}; expected it without K",
             )
             require(tensor.dtype == torch.float32, f"{name!r} became {tensor.dtype}; expected float32")
             require(bool(tensor.isfinite().all()), f"{name!r} is not finite after the fusion")
@@ -97,7 +99,8 @@ def _prompt_checks(method: PromptFusion, count: int) -> Iterator[Check]:
 
     def deterministic() -> None:
         first, second = fuse(tensors()), fuse(tensors())
-        require(all(torch.equal(first[name], second[name]) for name in first), "two equal calls gave two results")
+        same = all(torch.equal(first[name], second[name]) for name in first)
+        require(same, "two equal calls gave two results")
 
     yield Check(f"{count} prompt(s): shapes without K", shapes)
     yield Check(f"{count} prompt(s): inputs stay as they are", unchanged)
@@ -122,7 +125,7 @@ def _prediction_checks(method: PredictionFusion, count: int) -> Iterator[Check]:
             fused = fuse(targets(layout))
             require(
                 fused.shape == shape,
-                f"{layout} {[count, *shape]} became {list(fused.shape)}; expected the shape without K",
+                f"{layout} {[count, *shape]} became {list(fused.shape)}; expected it without K",
             )
             require(fused.dtype == torch.float32, f"fused targets are {fused.dtype}; expected float32")
             require(bool(fused.isfinite().all()), "fused targets are not finite")

@@ -40,11 +40,9 @@ def check_kd_loss(
     def declared() -> None:
         unknown = method.kinds - ALL_KINDS
         require(not unknown, f"kinds has {sorted(unknown)}; known are {sorted(ALL_KINDS)}")
-        require(any(_takes(method, kind) for kind in ALL_KINDS), "the loss is defined for no task kind at all")
+        require(any(_takes(method, kind) for kind in ALL_KINDS), "the loss is defined for no task kind")
         for kind in ALL_KINDS - method.kinds:
-            require(
-                not _takes(method, kind), f"{kind} is not among kinds, but check_kind({kind!r}) raises no OptionError"
-            )
+            require(not _takes(method, kind), f"{kind!r} is not among kinds, but check_kind takes it")
 
     yield Check("undefined task kinds raise OptionError up front", declared)
     for kind in kinds:
@@ -75,7 +73,9 @@ def _checks_of_kind(method: KDLoss, kind: str) -> Iterator[Check]:
 
     def one_per_prompt() -> None:
         loss = method.loss(logits(2), targets(1), kind)
-        require(loss.shape == (PACK,), f"the loss has the shape {_shape(loss)}; expected [{PACK}], one per prompt")
+        require(
+            loss.shape == (PACK,), f"the loss has the shape {_shape(loss)}; expected [{PACK}], one per prompt"
+        )
         require(loss.dtype == torch.float32, f"the loss is {loss.dtype}; expected float32")
         require(bool(loss.isfinite().all()), "the loss of ordinary logits is not finite")
 
@@ -85,7 +85,7 @@ def _checks_of_kind(method: KDLoss, kind: str) -> Iterator[Check]:
         alone = torch.cat([method.loss(student[g : g + 1], goal[g : g + 1], kind) for g in range(PACK)])
         require(
             torch.allclose(together, alone, rtol=1e-5, atol=1e-6),
-            f"losses in a pack are {together.tolist()}, alone {alone.tolist()}; prompts must not see each other",
+            f"losses in a pack are {together.tolist()}, alone {alone.tolist()}; they must be equal",
         )
 
     def minimal() -> None:
@@ -136,7 +136,7 @@ def _checks_of_kind(method: KDLoss, kind: str) -> Iterator[Check]:
         expected = method.loss(student[:, [0, 2]], goal[:, [0, 2]], kind)
         require(
             torch.allclose(found, expected, rtol=1e-5, atol=1e-6),
-            f"with rows masked out the loss is {found.tolist()}; without these rows it is {expected.tolist()}",
+            f"with rows masked out the loss is {found.tolist()}; without them {expected.tolist()}",
         )
         student.requires_grad_()
         method.loss(student, goal, kind, mask).sum().backward()

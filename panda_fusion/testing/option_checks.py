@@ -18,9 +18,7 @@ def check_options(method_type: type[Method]) -> Iterator[Check]:
     def described() -> None:
         for option in describe_options(method_type.Options):
             require(option.default is not None, f"option {option.name!r} has no default")
-            require(
-                option.description, f"option {option.name!r} has no msgspec.Meta(description=...) for its help"
-            )
+            require(option.description, f"option {option.name!r} has no msgspec.Meta(description=...)")
 
     def round_trip() -> None:
         for options in option_variants(method_type.Options):
@@ -61,11 +59,7 @@ def option_variants(options_type: type[Options]) -> list[Options]:
 def setting(options: Options) -> str:
     """How options differ from the defaults, for check names: `space=logits`, or nothing."""
     default = type(options)()
-    parts = [
-        part
-        for part, usual in zip(_parts(options), _parts(default), strict=True)
-        if part != usual
-    ]
+    parts = [part for part, usual in zip(_parts(options), _parts(default), strict=True) if part != usual]
     return ",".join(parts)
 
 

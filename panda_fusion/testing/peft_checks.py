@@ -47,12 +47,12 @@ def check_peft_method(
             yield Check(f"{model}: {what}", lambda run=inside, model=model: _inside(run, method, model))  # type: ignore[misc]
 
 
-# On a shape alone -----------------------------------------------------------------------------------------------
+# On a shape alone
 
 
 def _virtual_tokens(method: PEFTMethod) -> None:
     found = method.virtual_tokens()
-    require(isinstance(found, int) and found >= 0, f"virtual_tokens() is {found!r}; expected an integer from 0")
+    require(isinstance(found, int) and found >= 0, f"virtual_tokens() is {found!r}; expected 0, 1, ...")
 
 
 def _create(method: PEFTMethod, shape: BackboneShape) -> None:
@@ -87,15 +87,15 @@ def _injected(method: PEFTMethod, shape: BackboneShape) -> None:
                 assert tensor is not None
                 require(
                     tensor.shape == expected,
-                    f"{name} has the shape {list(tensor.shape)}; expected [G, layers, P, kv_heads, head_dim] = "
-                    f"{list(expected)}",
+                    f"{name} has the shape {list(tensor.shape)}; expected [G, layers, P, kv_heads, "
+                    f"head_dim] = {list(expected)}",
                 )
         if injection.embedding is not None:
             wanted = (pack, injection.embedding_length, shape.input_width)
             require(
                 injection.embedding.shape == wanted,
-                f"embedding has the shape {list(injection.embedding.shape)}; expected [G, P, width of the input "
-                f"embeddings] = {list(wanted)}",
+                f"embedding has the shape {list(injection.embedding.shape)}; expected [G, P, width of the "
+                f"input embeddings] = {list(wanted)}",
             )
         taken = length + injection.embedding_length
         require(
@@ -176,7 +176,7 @@ def _stored(method: PEFTMethod, shape: BackboneShape) -> None:
     try:
         continued = method.from_stored(stored, shape)
     except OptionError:
-        require(reader is not method, "from_stored raises OptionError although the stored form is the trainable one")
+        require(reader is not method, "from_stored refuses what stored() says is its own form")
     else:
         _same_effect(method, trained, method, continued, shape)
 
@@ -205,10 +205,13 @@ def _tokens(method: PEFTMethod, shape: BackboneShape) -> None:
 
     trained = {name: tensor[0] for name, tensor in perturbed(method, shape, 1).items()}
     matrix = method.token_matrix(method.to_stored(trained, shape))
-    require(matrix.dim() == 2, f"token_matrix has the shape {list(matrix.shape)}; expected [tokens, features]")
+    require(
+        matrix.dim() == 2, f"token_matrix has the shape {list(matrix.shape)}; expected [tokens, features]"
+    )
     rows = max(1, method.virtual_tokens())
     require(
-        len(matrix) in (1, rows), f"token_matrix has {len(matrix)} rows; expected one per virtual token ({rows}) or 1"
+        len(matrix) in (1, rows),
+        f"token_matrix has {len(matrix)} rows; expected one per virtual token ({rows}) or one in all",
     )
     require(bool(matrix.isfinite().all()), "token_matrix is not finite")
 
@@ -218,7 +221,7 @@ def _applied(
 ) -> dict[str, torch.Tensor]:
     """Everything that an injection adds, as tensors [G, ...]: transforms are applied to random layer outputs.
 
-    Prompt g gets the layer outputs of number `first` + g, so that one prompt alone sees what it saw in the pack.
+    Prompt g gets the layer outputs of number `first` + g, so that a prompt alone sees what it saw in a pack.
     """
     import torch
 
@@ -243,7 +246,7 @@ def _applied(
             changed = injection.outputs[name](given.clone(), Rows(pack, index))
             require(
                 changed.shape == given.shape,
-                f"the transform of {name!r} turns {list(given.shape)} into {list(changed.shape)}; expected no change",
+                f"the transform of {name!r} turns {list(given.shape)} into {list(changed.shape)}",
             )
             found[f"output of {name!r}{words}"] = changed.unflatten(0, (pack, 2))
     return found
@@ -276,7 +279,7 @@ _SHAPE_CHECKS: dict[str, Callable[[PEFTMethod, BackboneShape], None]] = {
 }
 
 
-# Inside a backbone ----------------------------------------------------------------------------------------------
+# Inside a backbone
 
 
 def _inside(run: Callable[[PEFTMethod, Backbone], None], method: PEFTMethod, model: str) -> None:
@@ -286,9 +289,9 @@ def _inside(run: Callable[[PEFTMethod, Backbone], None], method: PEFTMethod, mod
 
 
 def _pooled(
-    backbone: Backbone, injection: Injection | None, rows: Rows, examples: Sequence[int], width: int | None = None
+    backbone: Backbone, injection: Injection | None, rows: Rows, examples: Sequence[int]
 ) -> torch.Tensor:
-    """[N, hidden]: the pooled vectors of these sample texts, padded to `width` (default: the longest)."""
+    """[N, hidden]: the pooled vectors of these sample texts, padded to the longest of them."""
     import torch
 
     from panda_fusion.testing.samples import encoded_texts
@@ -296,7 +299,7 @@ def _pooled(
     data = encoded_texts(backbone)
     index = torch.tensor(list(examples))
     lengths = data.lengths[index]
-    width = int(lengths.max()) if width is None else width
+    width = int(lengths.max())
     return backbone.forward(
         data.input_ids[index, :width].long(),
         lengths,
@@ -351,7 +354,8 @@ def _padding(method: PEFTMethod, backbone: Backbone) -> None:
         injection = method.inject(perturbed(method, backbone.shape, 1), backbone.shape)
         batch = _pooled(backbone, injection, Rows(1), range(6))
         for row in range(6):
-            _close(batch[row : row + 1], _pooled(backbone, injection, Rows(1), [row]), f"text {row} padded and not")
+            alone = _pooled(backbone, injection, Rows(1), [row])
+            _close(batch[row : row + 1], alone, f"text {row} padded and not")
 
 
 def _gradients_inside(method: PEFTMethod, backbone: Backbone) -> None:

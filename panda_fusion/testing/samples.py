@@ -85,8 +85,8 @@ def encoded_texts(backbone: Backbone) -> EncodedSet:
 
 
 def perturbed(method: PEFTMethod, shape: BackboneShape, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Trainable tensors of `count` prompts [G, ...] as training might leave them: created, then moved at random
-    (methods that start as the identity would otherwise hide a mistake)."""
+    """Trainable tensors of `count` prompts, [G, ...], as training might leave them: created, then moved at
+    random (a method that starts as the identity would otherwise hide a mistake)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a similarity must fulfil. Symmetry is not asked for: a metric may say that A helps B more than B helps A."""
+"""What a similarity must fulfil. Not symmetry: A may help B more than B helps A."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_similarity(
         for seed in (2, 3, 4):
             other = method.score(_prompt(seed), target, _context())
             require(
-                other <= best + 1e-6, f"a prompt's similarity to itself is {best}, to another one {other}; higher is better"
+                other <= best + 1e-6, f"a prompt's similarity to itself is {best}, to another one {other}"
             )
 
     def no_target() -> None:

@@ -138,9 +138,7 @@ def _context(sources: Sequence[Prompt]) -> TeacherContext:
             )
             for number in range(count)
         ]
-        settings = TrainSettings(
-            epochs=epochs, max_steps=min(2, max_steps or 2), batch_size=2, dropout=0.0
-        )
+        settings = TrainSettings(epochs=epochs, max_steps=min(2, max_steps or 2), batch_size=2, dropout=0.0)
         return train_pack(backbone, method, students, task, data, settings)
 
     return TeacherContext(

@@ -89,9 +89,7 @@ _CONTRADICTION = 2
 
 
 def _variant(rng: random.Random, cast: world.Cast, facts: Sequence[world.Fact]) -> world.Fact | None:
-    """A positive fact close to one of the facts: itself, swapped, with another argument, or one it rules
-    out.
-    """
+    """A positive fact close to a given one: the same, swapped, one argument changed, or ruled out."""
     fact = rng.choice(list(facts))
     fact = world.Fact(fact.relation, fact.args)
     change = rng.choice(("same", "swapped", "argument", "excluded"))
@@ -104,17 +102,13 @@ def _variant(rng: random.Random, cast: world.Cast, facts: Sequence[world.Fact]) 
     return world.ruled_out(rng, cast, fact)
 
 
-def _inference(
-    rng: random.Random, label: int, relations: Sequence[str], part: str
-) -> tuple[str, str] | None:  # fmt: skip
-    """A premise of one or two facts and a hypothesis with the wanted relation to it; None if the draw
-    fails.
-    """
+def _inference(rng: random.Random, label: int, relations: Sequence[str], part: str) -> tuple[str, str] | None:
+    """A premise of one or two facts and a hypothesis that stands to it as wanted; None if the draw fails."""
     cast = world.sample_cast(rng, part, others=3)
-    drawn = [rng.choice(relations) for _ in range(2 if rng.random() < 0.6 else 1)]
-    facts = world.sample_facts(rng, cast, drawn, negative=0.3)
+    drawn = [rng.choice(relations) for _ in range(2 if rng.random() < 0.4 else 1)]
+    facts = world.sample_facts(rng, cast, drawn, negative=0.2)
     # Drawn before the label is looked at, so that "not" is equally frequent with every label.
-    deny = rng.random() < 0.4
+    deny = rng.random() < 0.3
     premise = " and ".join(world.say(fact, rng) for fact in facts)
     for _ in range(60):
         query = _variant(rng, cast, facts)
@@ -197,9 +191,7 @@ def _wrong_agreement(words: list[str]) -> list[str] | None:
 
 
 def _wrong_order(rng: random.Random, words: list[str]) -> list[str]:
-    """The words with two neighbours exchanged; not the first two (that can make a question) unless "the"
-    leads.
-    """
+    """Two neighbours exchanged; not the first two (that can make a question) unless "the" leads."""
     place = rng.randrange(0 if words[0] == "the" else 1, len(words) - 1)
     return [*words[:place], words[place + 1], words[place], *words[place + 2 :]]
 

@@ -73,8 +73,9 @@ PLURAL_NOUNS = tuple(plural(noun) for noun in ANIMALS + THINGS)
 #: The plural form of every verb that can follow the subject of a fact.
 PLURAL_VERBS = {
     "is": "are", "has": "have", "does": "do", "owns": "own", "belongs": "belong", "chases": "chase",
-    "runs": "run", "likes": "like", "hates": "hate", "loves": "love", "dislikes": "dislike", "helps": "help",
-    "pleases": "please", "annoys": "annoy", "follows": "follow", "lies": "lie", "weighs": "weigh",
+    "runs": "run", "likes": "like", "hates": "hate", "dislikes": "dislike", "helps": "help",
+    "pleases": "please", "annoys": "annoy", "lies": "lie", "teaches": "teach", "learns": "learn",
+    "gets": "get", "knows": "know", "contains": "contain", "feels": "feel", "works": "work",
 }  # fmt: skip
 
 
@@ -128,9 +129,7 @@ class Fact:
 
 
 def _forms(*patterns: str) -> tuple[Form, ...]:
-    """Forms from patterns such as ``{0} [owns|does not own] {1}``: the brackets hold the yes and no
-    wording.
-    """
+    """Forms from patterns such as ``{0} [owns|does not own] {1}``, with [yes wording|no wording]."""
     forms = []
     for pattern in patterns:
         before, rest = pattern.split("[")
@@ -290,9 +289,7 @@ class Cast:
 
 
 def _half(words: Sequence[str], part: str) -> tuple[str, ...]:
-    """The words of one slice: "first", "second" or "all". Odd and even places, so that the halves are
-    alike.
-    """
+    """The words of one slice ("first": even places, "second": odd places) or "all"."""
     if part == "all":
         return tuple(words)
     return tuple(words[0 if part == "first" else 1 :: 2])
@@ -361,9 +358,7 @@ def noun_phrase(entity: str, rng: random.Random) -> str:
 
 
 def say(fact: Fact, rng: random.Random, form: Form | None = None) -> str:
-    """A clause that states the fact, without capital or full stop; `form` picks the wording, else it is
-    random.
-    """
+    """A clause that states the fact, without capital or full stop, in one wording or a random one."""
     relation = RELATIONS[fact.relation]
     form = form or rng.choice(relation.forms)
     args = fact.args
@@ -467,9 +462,7 @@ class Heap:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about a heap. `kind` is one of `CLAIM_KINDS`; the other fields are used as the kind
-    needs.
-    """
+    """A statement about a heap; its kind, one of `CLAIM_KINDS`, says which other fields count."""
 
     kind: str
     colour: str
@@ -504,9 +497,7 @@ def holds(heap: Heap, claim: Claim) -> bool:
 
 
 def sample_claim(rng: random.Random, heap: Heap, truth: bool) -> Claim:
-    """A claim about the heap that is true or false as asked, and close enough to the heap to be worth
-    checking.
-    """
+    """A claim about the heap that is true or false as asked, and worth checking."""
     kind = rng.choice(CLAIM_KINDS)
     inside = [colour for colour, _ in heap.groups]
     outside = [colour for colour in VALUES["colour"] if colour not in inside]

@@ -1,4 +1,4 @@
-"""`panda-fusion plugins`: what is installed, what a method takes, and whether plugins keep their contracts."""
+"""`panda-fusion plugins`: what is installed, what a method takes, whether plugins keep their contracts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_plugins(output: Output) -> None:
     methods = [_method_summary(registry, entry) for registry, entry in _method_entries()]
     registered = [_task_summary(entry) for entry in tasks().entries()]
     broken = [{**_origin(item.plugin), "error": item.error} for item in broken_plugins()]
-    columns = ("kind", "name", "plugin", "distribution", "version", "help")
+    columns: tuple[str, ...] = ("kind", "name", "plugin", "distribution", "version", "help")
     if methods:
         output.table(columns, [[row[column] for column in columns] for row in methods], title="Methods")
     if registered:

@@ -8,16 +8,37 @@ from typing import Any
 
 import click
 
+from panda_fusion_cli.help_sections import OUTPUT, SectionCommand, option
 from panda_fusion_cli.output import Output, output_options
-from panda_fusion_cli.run_options import PROMPT_FILE, model_options
+from panda_fusion_cli.run_options import FILE, max_length_option, model_options
+
+EXAMPLES = (
+    "panda-fusion predict sentiment.safetensors --model tiny --input rows.jsonl --out predictions.jsonl",
+)
+ROWS = "Rows"
 
 
-@click.command("predict")
-@click.argument("prompt_path", metavar="PROMPT", type=PROMPT_FILE)
+@click.command("predict", cls=SectionCommand, examples=EXAMPLES)
+@click.argument("prompt_path", metavar="PROMPT", type=FILE)
+@option(
+    ROWS,
+    "--input",
+    "input_path",
+    metavar="FILE",
+    required=True,
+    type=FILE,
+    help="JSON Lines with the text columns of the prompt's task; other columns are ignored.",
+)
+@max_length_option(ROWS, None, "what PROMPT was trained with")
 @model_options
-@click.option("--input", "input_path", required=True, type=click.Path(path_type=Path), help="JSON Lines with the task's text columns.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON Lines to write, one object per row.")
-@click.option("--max-length", type=click.IntRange(min=4), default=128, show_default=True, help="Tokens kept of a text.")
+@option(
+    OUTPUT,
+    "--out",
+    metavar="FILE",
+    required=True,
+    type=FILE,
+    help="The JSON Lines to write, one object per row, in the same order.",
+)
 @output_options
 def command(
     output: Output,
@@ -27,24 +48,34 @@ def command(
     precision: Any,
     input_path: Path,
     out: Path,
-    max_length: int,
+    max_length: int | None,
 ) -> None:
-    """Predict with PROMPT; everything needed to read the rows is in the prompt file."""
+    """Predict rows with PROMPT; everything needed to read them is in the prompt file.
+
+    Per row `label` and `probabilities` (in the order of the task's labels) are written, or `value` for a
+    regression.
+    """
     started = time.perf_counter()
+    from panda_fusion.model_name import check_model_name
+    from panda_fusion.rows import load_inputs
+    from panda_fusion_cli.run_options import check_output, check_prompt_file, trained_length
+
+    check_output(out, {"input": input_path, "prompt": prompt_path})
+    check_model_name(model)
+    described = check_prompt_file(prompt_path)
+    texts = load_inputs(described.task, input_path)
+    max_length = max_length or trained_length(described)
+
     import json
 
-    from panda_fusion.atomic_write import check_writable, write_text
-    from panda_fusion.prompt_file import read_metadata
-    from panda_fusion.rows import load_inputs
-    from panda_fusion_cli.run_options import open_backbone, open_prompt
-
-    check_writable(out)
-    texts = load_inputs(read_metadata(prompt_path).task, input_path)
-    backbone = open_backbone(model, device, precision)
-    prompt = open_prompt(prompt_path, backbone)
-
+    from panda_fusion.atomic_write import write_text
     from panda_fusion.evaluation import predict_rows
+    from panda_fusion.prompt_file import load_prompt
+    from panda_fusion_cli.run_options import check_prompt, open_backbone
 
+    prompt = load_prompt(prompt_path)
+    backbone = open_backbone(model, device, precision)
+    check_prompt(prompt, backbone)
     predictions = predict_rows(backbone, prompt, texts, max_length)
     write_text(out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions))
     output.line(f"{len(predictions)} predictions written to {out}")
@@ -53,6 +84,7 @@ def command(
             "prompt": str(prompt_path),
             "task": prompt.task.name,
             "model": backbone.name,
+            "method": prompt.method,
             "input": str(input_path),
             "out": str(out),
             "rows": len(predictions),

@@ -8,18 +8,30 @@ from typing import Any
 
 import click
 
+from panda_fusion_cli.help_sections import SectionCommand
 from panda_fusion_cli.output import Output, output_options
-from panda_fusion_cli.run_options import PROMPT_FILE, model_options, task_options, training_options
+from panda_fusion_cli.run_options import (
+    FILE,
+    model_options,
+    probe_options,
+    similarity_options,
+    task_length_option,
+    task_options,
+)
+
+EXAMPLES = (
+    "panda-fusion rank --model tiny --task tiny/contradiction nli.safetensors sentiment.safetensors",
+    "panda-fusion rank --model tiny --task tiny/contradiction --similarity eavg *.safetensors",
+)
 
 
-@click.command("rank")
-@click.argument("prompts", nargs=-1, required=True, type=PROMPT_FILE)
+@click.command("rank", cls=SectionCommand, examples=EXAMPLES)
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True, type=FILE)
 @task_options
+@task_length_option
 @model_options
-@click.option("--similarity", default="panda", show_default=True, help="Similarity, as name:option=value.")
-@click.option("--target-prompt", type=PROMPT_FILE, help="A prompt trained on the target; otherwise a probe is trained.")
-@click.option("--probe-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of the probe.")
-@training_options
+@similarity_options
+@probe_options
 @output_options
 def command(
     output: Output,
@@ -34,41 +46,53 @@ def command(
     probe_steps: int,
     **options: Any,
 ) -> None:
-    """Rank PROMPTS by how well they should transfer to a task, before paying for any transfer."""
+    """Rank PROMPTs by how well they should transfer to a task, before paying for any transfer.
+
+    The target is represented by --target-prompt, or by a probe that is trained for a few steps with the
+    first prompt's PEFT method. Sources cost nothing more: their task embeddings are in their files.
+    """
     started = time.perf_counter()
-    from panda_fusion.plugin_manager import similarities
-    from panda_fusion_cli.progress import training_progress
-    from panda_fusion_cli.run_options import open_backbone, open_prompt, open_task, run_settings
+    from panda_fusion.model_name import check_model_name
+    from panda_fusion.plugin_manager import peft_methods, similarities
+    from panda_fusion_cli.run_options import check_prompt_file, check_target_prompt, open_task
 
     metric = similarities().create(similarity)
+    check_model_name(model)
+    described = [check_prompt_file(path) for path in prompts]
+    method = peft_methods().create(described[0].method)
     data = open_task(task_name, data_dir)
-    backbone = open_backbone(model, device, precision)
-    sources = [open_prompt(path, backbone) for path in prompts]
+    check_target_prompt(target_prompt, data.task)
 
-    from panda_fusion.plugin_manager import peft_methods
+    from panda_fusion.device import precision_name
+    from panda_fusion.prompt_file import load_prompt
     from panda_fusion.ranking import ranked, score_sources, target_for
     from panda_fusion.run import prepare
+    from panda_fusion_cli.progress import training_progress
+    from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
 
+    sources = [load_prompt(path) for path in prompts]
+    given = load_prompt(target_prompt) if target_prompt else None
+    backbone = open_backbone(model, device, precision)
+    for prompt in (*sources, *([given] if given else [])):
+        check_prompt(prompt, backbone)
     settings = run_settings(options)
-    method = peft_methods().create(sources[0].method)
     encoded = prepare(backbone, method, data, settings)
     for warning in encoded.warnings:
         output.warn(warning)
-    given = open_prompt(target_prompt, backbone) if target_prompt else None
     with training_progress(output) as progress:
         progress.stage("probe")
         target = target_for(
             metric, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"]
         )
     order = ranked(sources, score_sources(backbone, metric, sources, target.prompt, encoded))
+    output.line(f"similarity to {data.task.name}: {metric.spec}")
     output.table(
-        ("", "prompt", "task", "similarity"),
+        ("rank", "prompt", "task", "similarity"),
         [
             (place, one.prompt.path, one.prompt.task.name, f"{one.similarity:.4f}")
             for place, one in enumerate(order, 1)
         ],
-        title=f"{data.task.name}: {metric.spec}",
-        numeric=("", "similarity"),
+        numeric=("rank", "similarity"),
     )
     output.result(
         {
@@ -79,8 +103,14 @@ def command(
                 "probe_steps": target.probe_steps,
                 "probe_seconds": target.seconds,
             },
-            "ranking": [{"prompt": one.prompt.path, "task": one.prompt.task.name, "similarity": one.similarity} for one in order],
+            "ranking": [
+                {"prompt": one.prompt.path, "task": one.prompt.task.name, "similarity": one.similarity}
+                for one in order
+            ],
             "model": backbone.name,
+            "device": backbone.device.type,
+            "precision": precision_name(backbone.dtype),
+            "seed": options["seed"],
             "wall_seconds": time.perf_counter() - started,
         }
     )

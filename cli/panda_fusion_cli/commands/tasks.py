@@ -69,7 +69,7 @@ def list_tasks(output: Output) -> None:
 @data_option
 @output_options
 def show(task: str, data_dir: Path | None, output: Output) -> None:
-    """Show a task's definition, sizes, class balance, text lengths and first rows."""
+    """Show a task: sizes, class balance, lengths, first rows."""
     from panda_fusion.rows import load_task_data
     from panda_fusion.task_source import resolve_task
     from panda_fusion.task_summary import summarise
@@ -87,14 +87,14 @@ def show(task: str, data_dir: Path | None, output: Output) -> None:
 @data_option
 @output_options
 def check(task: str, data_dir: Path | None, output: Output) -> None:
-    """Check task.toml and every row of both splits; name up to 20 bad rows."""
+    """Check task.toml and all rows; name up to 20 bad ones."""
     from panda_fusion.errors import DataError
     from panda_fusion.rows import check_task_data
     from panda_fusion.task_source import find_task
 
     found = find_task(task, data_dir)
     report = check_task_data(found, data_dir)
-    counts = ", ".join(f"{count} {split} rows" for split, count in report.rows.items()) or "no rows"
+    counts = ", ".join(f"{split} {count}" for split, count in report.rows.items()) or "none"
     output.result(
         {
             "task": found.name,
@@ -108,16 +108,13 @@ def check(task: str, data_dir: Path | None, output: Output) -> None:
     for warning in report.warnings:
         output.warn(warning)
     if not report.total:
-        output.line(f"{_shown(found.name)}: {counts}, no problem found.")
+        output.line(f"{_shown(found.name)}: no problem found (rows: {counts}).")
         return
     output.table(("problem",), [(problem,) for problem in report.problems])
-    listed = (
-        "" if report.total == len(report.problems) else f", the first {len(report.problems)} of them listed"
-    )
+    listed = "" if report.total == len(report.problems) else f"; the first {len(report.problems)} are listed"
     plural = "" if report.total == 1 else "s"
     raise DataError(
-        f"Task {found.name!r} has {report.total} problem{plural} in {counts}{listed}; correct the task's "
-        "files."
+        f"Task {found.name!r} has {report.total} problem{plural} (rows: {counts}{listed}); correct its files."
     )
 
 

@@ -8,24 +8,86 @@ from typing import Any
 
 import click
 
+from panda_fusion_cli.help_sections import SectionCommand, option
 from panda_fusion_cli.output import Output, output_options
-from panda_fusion_cli.run_options import PROMPT_FILE, model_options, task_options, training_options
+from panda_fusion_cli.run_options import (
+    FILE,
+    FiniteFloat,
+    model_options,
+    out_option,
+    similarity_options,
+    task_length_option,
+    task_options,
+    training_options,
+)
+
+EXAMPLES = (
+    "panda-fusion transfer --model tiny --task tiny/contradiction --source sentiment.safetensors \\\n"
+    "    --out contradiction.safetensors",
+    "panda-fusion transfer --model tiny --task tiny/contradiction --source nli.safetensors \\\n"
+    "    --source sentiment.safetensors --fusion early:normalize=true --kd kl:temperature=2 \\\n"
+    "    --lambda 0.1 --out contradiction.safetensors",
+)
+TRANSFER = "Transfer"
 
 
-@click.command("transfer")
+@click.command("transfer", cls=SectionCommand, examples=EXAMPLES)
 @task_options
+@task_length_option
 @model_options
-@click.option("--source", "source_paths", multiple=True, required=True, type=PROMPT_FILE, help="A source prompt; repeat for several.")
-@click.option("--method", default=None, help="PEFT method of the student.  [default: the first source's]")
-@click.option("--teacher", default="target-like", show_default=True, help="Teacher, as name:option=value.")
-@click.option("--fusion", default=None, help="Fusion of several sources: early or late.  [default: single, late for several]")
-@click.option("--kd", default="mse", show_default=True, help="KD loss, as name:option=value.")
-@click.option("--lambda", "lambda_", type=click.FloatRange(min=0), default=0.05, show_default=True, help="Largest weight of the KD loss (eq. 4).")
-@click.option("--similarity", default="panda", show_default=True, help="Similarity, as name:option=value.")
-@click.option("--target-prompt", type=PROMPT_FILE, help="A prompt trained on the target; otherwise a probe is trained.")
-@click.option("--probe-steps", type=click.IntRange(min=1), default=200, show_default=True, help="Steps of the probe.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The prompt file to write.")
+@option(
+    TRANSFER,
+    "--source",
+    "source_paths",
+    metavar="FILE",
+    multiple=True,
+    required=True,
+    type=FILE,
+    help="A source prompt; repeat for several.",
+)
+@option(
+    TRANSFER,
+    "--method",
+    metavar="METHOD",
+    show_default="that of the sources",
+    help="PEFT method of the student.",
+)
+@option(
+    TRANSFER,
+    "--teacher",
+    metavar="METHOD",
+    default="target-like",
+    show_default=True,
+    help="How sources become teachers: such as target-like, source or random.",
+)
+@option(
+    TRANSFER,
+    "--fusion",
+    metavar="METHOD",
+    show_default="single for one source, late for several",
+    help="How teachers become one: single, early or late.",
+)
+@option(
+    TRANSFER,
+    "--kd",
+    metavar="METHOD",
+    default="mse",
+    show_default=True,
+    help="Loss between student and teacher, such as mse, kl or ce.",
+)
+@option(
+    TRANSFER,
+    "--lambda",
+    "lambda_",
+    metavar="X",
+    type=FiniteFloat(min=0),
+    default=0.05,
+    show_default=True,
+    help="Largest weight of the KD loss (eq. 4); 0 leaves it out.",
+)
+@similarity_options
 @training_options
+@out_option
 @output_options
 def command(
     output: Output,
@@ -46,37 +108,48 @@ def command(
     out: Path,
     **options: Any,
 ) -> None:
-    """Train a prompt on a task, distilling what other tasks' prompts know."""
+    """Train a prompt on a task, distilling what other tasks' prompts know (PanDa).
+
+    Methods are given as name or name:option=value,option=value; `panda-fusion plugins list` shows all, and
+    `panda-fusion plugins show NAME` the options of one. Ctrl-C ends the training of the student and keeps the
+    best prompt so far.
+    """
     started = time.perf_counter()
     from panda_fusion import plugin_manager as plugins
-    from panda_fusion.atomic_write import check_writable
-    from panda_fusion_cli.progress import training_progress
-    from panda_fusion_cli.run_options import open_backbone, open_prompt, open_task, run_settings
+    from panda_fusion.model_name import check_model_name
+    from panda_fusion.prompt_match import check_one_method
+    from panda_fusion_cli.run_options import check_output, check_prompt_file, check_target_prompt, open_task
 
-    check_writable(out)
     metric = plugins.similarities().create(similarity)
-    chosen_fusion = fusion or ("single" if len(source_paths) == 1 else "late")
-
-    from panda_fusion.distillation import DistillationMethods, check_methods, teacher_signal
-
-    methods = DistillationMethods(
-        teacher=plugins.teachers().create(teacher),
-        fusion=plugins.fusions().create(chosen_fusion),
-        kd=plugins.kd_losses().create(kd),
-        lambda_=lambda_,
-    )
+    teaching = plugins.teachers().create(teacher)
+    fusing = plugins.fusions().create(fusion or ("single" if len(source_paths) == 1 else "late"))
+    loss = plugins.kd_losses().create(kd)
     student_method = plugins.peft_methods().create(method) if method else None
+    fusing.check_sources(len(source_paths))
+    check_output(out, {"target's prompt": target_prompt} | {f"source {path}": path for path in source_paths})
+    check_model_name(model)
+    described = {str(path): check_prompt_file(path) for path in source_paths}
+    check_one_method({path: metadata.method for path, metadata in described.items()})
     data = open_task(task_name, data_dir)
-    check_methods(methods, len(source_paths), data.task.kind)
-    backbone = open_backbone(model, device, precision)
-    sources = [open_prompt(path, backbone) for path in source_paths]
+    loss.check_kind(data.task.kind)
+    check_target_prompt(target_prompt, data.task)
 
-    from panda_fusion.prompt_file import save_prompt
+    from panda_fusion.distillation import DistillationMethods, teacher_signal
+    from panda_fusion.prompt_file import load_prompt, save_prompt
     from panda_fusion.ranking import score_sources, target_for
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
     from panda_fusion.sources import stack_sources, transfer_lineage
     from panda_fusion.students import new_students
+    from panda_fusion_cli.progress import training_progress
+    from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
+    from panda_fusion_cli.run_report import report_run
 
+    methods = DistillationMethods(teacher=teaching, fusion=fusing, kd=loss, lambda_=lambda_)
+    sources = [load_prompt(path) for path in source_paths]
+    given = load_prompt(target_prompt) if target_prompt else None
+    backbone = open_backbone(model, device, precision)
+    for prompt in (*sources, *([given] if given else [])):
+        check_prompt(prompt, backbone)
     settings = run_settings(options)
     source_method, _ = stack_sources(sources, backbone.shape)
     student_method = student_method or source_method
@@ -84,11 +157,12 @@ def command(
     encoded = prepare(backbone, student_method, data, settings)
     for warning in encoded.warnings:
         output.warn(warning)
-    given = open_prompt(target_prompt, backbone) if target_prompt else None
     seed = options["seed"]
     with training_progress(output) as progress:
         progress.stage("probe")
-        target = target_for(metric, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed)
+        target = target_for(
+            metric, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed
+        )
         values = score_sources(backbone, metric, sources, target.prompt, encoded)
         for path, value in zip(source_paths, values, strict=True):
             output.line(f"similarity of {path}: {value:.4f}")
@@ -107,8 +181,9 @@ def command(
         )
         if signal.distillation.weight < 0:
             output.warn(
-                f"the KD weight is {signal.distillation.weight:.3g} because the similarity is negative, so eq. 4 pushes the "
-                "student away from the teacher; choose another source or --similarity constant"
+                f"the KD weight is {signal.distillation.weight:.3g} because the similarity is negative, so"
+                " eq. 4 pushes the student away from the teacher; choose another source or --similarity"
+                " constant"
             )
         progress.stage("student")
         students = new_students(
@@ -121,13 +196,12 @@ def command(
         )
         pack = train_students(backbone, student_method, students, encoded, settings)
     lineage = transfer_lineage(sources, values, methods, metric)
-    (prompt,) = finished_prompts(backbone, encoded, pack, students, settings, lineage)
+    (prompt,) = finished_prompts(backbone, encoded, pack, students, settings, [lineage])
     save_prompt(prompt, out)
     result = result_record(backbone, encoded, pack, 0, seed, started) | {
         "prompt": str(out),
         "sources": [
-            {"path": str(path), "similarity": value}
-            for path, value in zip(source_paths, values, strict=True)
+            {"path": str(path), "similarity": value} for path, value in zip(source_paths, values, strict=True)
         ],
         "similarity": metric.spec,
         "teacher": methods.teacher.spec,
@@ -138,18 +212,17 @@ def command(
         "teacher_forward_passes": signal.forward_passes,
         "teacher_build_seconds": signal.build_seconds,
         "teacher_forward_seconds": signal.forward_seconds,
+        "target_prompt": str(target_prompt) if target_prompt else None,
         "probe_steps": target.probe_steps,
         "probe_seconds": target.seconds,
     }
-
-    from panda_fusion_cli.run_report import INTERRUPTED, report_run
-
     extra: list[tuple[str, object]] = [
-        ("sources", ", ".join(f"{path} ({value:.3f})" for path, value in zip(source_paths, values, strict=True))),
+        *(
+            ("source", f"{path} (similarity {value:.3f})")
+            for path, value in zip(source_paths, values, strict=True)
+        ),
         ("teacher, fusion, KD", f"{methods.teacher.spec}, {methods.fusion.spec}, {methods.kd.spec}"),
         ("lambda", f"{lambda_:g} (weight {signal.distillation.weight:.4g})"),
         ("teacher forward passes", signal.forward_passes),
     ]
     report_run(output, result, out, extra)
-    if pack.interrupted:
-        raise SystemExit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The plugin: which methods this distribution offers. Imported at every start, so it imports nothing heavy."""
+"""The plugin: which methods this distribution offers. It is imported at every start: keep it light."""
 
 from panda_fusion import hookimpl
 from panda_fusion.hookspecs import RegisterMethod
