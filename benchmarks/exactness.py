@@ -38,9 +38,7 @@ from panda_fusion.trainer import TrainedPack, TrainSettings
 
 def logits(backbone: Backbone, encoded: EncodedTask, pack: TrainedPack) -> torch.Tensor:
     """[G, M, C] of a pack on the validation set."""
-    return predict_logits(
-        backbone, encoded.validation, pack.method, pack.tensors, pack.head, encoded.task.outputs
-    )
+    return predict_logits(backbone, encoded.validation, pack.method, pack.tensors, pack.head, encoded.task.outputs)
 
 
 def peft_difference(model: str, backbone: Backbone, encoded: EncodedTask, data: TaskData, steps: int) -> float:
@@ -116,7 +114,9 @@ def main() -> None:
     encoded = prepare(backbone, peft_methods().create("prefix"), data, RunSettings(TrainSettings()))
     print(describe_machine(device))
     print(f"PEFT logits, largest difference: {peft_difference(model, backbone, encoded, data, given.steps):.2e}")
-    print(f"pack of 4 against 4 single runs, {given.steps} steps: {pack_difference(backbone, encoded, given.steps):.2e}")
+    print(
+        f"pack of 4 against 4 single runs, {given.steps} steps: {pack_difference(backbone, encoded, given.steps):.2e}"
+    )
     times = help_seconds()
     print(f"--help: median {statistics.median(times):.3f} s [{min(times):.3f}, {max(times):.3f}]")
 

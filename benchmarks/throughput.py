@@ -121,12 +121,8 @@ def peft_trainer(work: Work, bf16: bool, group_by_length: bool) -> float:
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     outputs = work.data.task.outputs
     model = AutoModelForSequenceClassification.from_pretrained(work.model, num_labels=outputs)
-    model = get_peft_model(
-        model, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=work.length)
-    )
-    encoded = tokenizer(
-        *work.data.train.texts, truncation="longest_first", max_length=work.max_length
-    )
+    model = get_peft_model(model, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=work.length))
+    encoded = tokenizer(*work.data.train.texts, truncation="longest_first", max_length=work.max_length)
     rows = [
         {name: encoded[name][i] for name in encoded} | {"labels": label, "length": len(encoded["input_ids"][i])}
         for i, label in enumerate(work.data.train.labels)

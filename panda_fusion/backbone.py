@@ -81,12 +81,13 @@ class Backbone:
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
-        self._config: Any = model.config
+        config: Any = model.config
+        self._config = config
         self._base_prefix = base_prefix
         self.shape = _shape(model)
         self.info = BackboneInfo(
             name=name,
-            architecture=self._config.model_type,
+            architecture=config.model_type,
             hidden=self.shape.hidden,
             layers=self.shape.layers,
             heads=self.shape.heads,
@@ -169,9 +170,7 @@ class Backbone:
             arguments["attention_mask"] = self._bias(keep) if self._uniform_mask else keep
             if injection is not None and injection.key is not None:
                 assert injection.value is not None
-                stack.enter_context(
-                    prefix_scope(injection.key.to(self.dtype), injection.value.to(self.dtype), rows)
-                )
+                stack.enter_context(prefix_scope(injection.key.to(self.dtype), injection.value.to(self.dtype), rows))
             if injection is not None and injection.outputs:
                 stack.enter_context(_transformed(self._model, injection.outputs, rows))
             self._set_dropout(dropout)
@@ -270,7 +269,8 @@ def fingerprint(model: nn.Module) -> str:
         if name.startswith("pooler.") or not tensor.is_floating_point():
             continue
         flat = tensor.detach().reshape(-1)
-        picks = torch.linspace(0, flat.numel() - 1, min(flat.numel(), 1024)).long().to(flat.device)
+        count = min(flat.numel(), 1024)
+        picks = torch.arange(count, device=flat.device) * (flat.numel() - 1) // max(count - 1, 1)
         values = flat[picks].to(torch.bfloat16).view(torch.int16).cpu().numpy()
         digest.update(f"{name}:{tuple(tensor.shape)};".encode())
         digest.update(values.tobytes())
@@ -335,9 +335,7 @@ def _has_layer_masks(config: Any) -> bool:
 
 
 @contextmanager
-def _transformed(
-    model: nn.Module, transforms: Any, rows: Rows
-) -> Iterator[None]:
+def _transformed(model: nn.Module, transforms: Any, rows: Rows) -> Iterator[None]:
     """Replace submodules' outputs by their transforms for the length of the block."""
     modules = dict(model.named_modules())
     handles = []

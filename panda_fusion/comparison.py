@@ -133,9 +133,7 @@ def compare(
         pack = train_students(backbone, method, part, encoded, settings)
         packs.append(pack)
         scores += pack.scores
-        prompts += finished_prompts(
-            backbone, encoded, pack, part, settings, lineages[first : first + largest_pack]
-        )
+        prompts += finished_prompts(backbone, encoded, pack, part, settings, lineages[first : first + largest_pack])
         if pack.interrupted:
             raise KeyboardInterrupt
     metric = encoded.task.metric
@@ -181,6 +179,4 @@ def _signal(
 def _lineage(system: System, similarity: Similarity) -> Lineage:
     if system.methods is not None:
         return transfer_lineage(system.sources, system.similarities, system.methods, similarity)
-    return Lineage(
-        sources=tuple(SourceInfo(path=s.path, sha256=s.sha256, task=s.task.name) for s in system.sources)
-    )
+    return Lineage(sources=tuple(SourceInfo(path=s.path, sha256=s.sha256, task=s.task.name) for s in system.sources))

@@ -67,9 +67,7 @@ def encode(
         kind: task kind; `regression` makes the labels float32.
         max_length: tokens kept of an example, special ones included.
     """
-    encoded = backbone.tokenizer(
-        *[list(column) for column in texts], truncation="longest_first", max_length=max_length
-    )
+    encoded = backbone.tokenizer(*[list(column) for column in texts], truncation="longest_first", max_length=max_length)
     rows = encoded["input_ids"]
     lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
     types = encoded.get("token_type_ids")
@@ -87,7 +85,7 @@ def encode(
 
 def _padded(rows: Sequence[Sequence[int]], lengths: np.ndarray, dtype: type) -> torch.Tensor:
     """[M, longest] from lists of unequal length, zeros behind each row's end."""
-    table = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=dtype)
+    table: np.ndarray = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=dtype)
     table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate([np.asarray(r, dtype) for r in rows])
     return torch.from_numpy(table)
 

@@ -97,9 +97,7 @@ def run_demo(
 
     mark = time.perf_counter()
     stage("probe")
-    target = prepare(
-        backbone, method, load_task_data(plugins.tasks().get(f"tiny/{TARGET}"), None), TARGET_SETTINGS
-    )
+    target = prepare(backbone, method, load_task_data(plugins.tasks().get(f"tiny/{TARGET}"), None), TARGET_SETTINGS)
     similarity = plugins.similarities().create("panda")
     probe = train_probe(backbone, method, target, TARGET_SETTINGS, PROBE_STEPS, seeds[0])
     values = score_sources(backbone, similarity, list(sources.values()), probe, target)

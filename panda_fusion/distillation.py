@@ -150,9 +150,7 @@ def _teacher_logits(
     """
     started = time.perf_counter()
     if prompts.head is not None:
-        logits = predict_logits(
-            backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs
-        ).cpu()
+        logits = predict_logits(backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs).cpu()
         return logits, time.perf_counter() - started, 0.0
     features = pooled_vectors(backbone, train, prompts.method, prompts.tensors)
     forward_seconds = time.perf_counter() - started

@@ -40,9 +40,7 @@ class EncodedTask:
     warnings: tuple[str, ...]
 
 
-def encode_task(
-    backbone: Backbone, data: TaskData, max_length: int, select_on: SelectOn = "validation"
-) -> EncodedTask:
+def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: SelectOn = "validation") -> EncodedTask:
     """Tokenise a task's splits.
 
     Args:

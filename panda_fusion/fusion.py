@@ -43,9 +43,7 @@ class PromptFusion(Fusion):
     """Early fusion: K teacher prompts become one teacher prompt, before any prediction is made."""
 
     @abstractmethod
-    def fuse(
-        self, tensors: Mapping[str, torch.Tensor], similarities: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def fuse(self, tensors: Mapping[str, torch.Tensor], similarities: torch.Tensor) -> dict[str, torch.Tensor]:
         """Fuse K prompts of one method and shape.
 
         Args:
@@ -64,9 +62,7 @@ class PredictionFusion(Fusion):
     """Whether `fuse` wants a `TrainingView` (costs one more pass over the training set without a prompt)."""
 
     @abstractmethod
-    def fuse(
-        self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None
-    ) -> torch.Tensor:
+    def fuse(self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None) -> torch.Tensor:
         """Fuse the soft targets of K teachers.
 
         Args:

@@ -42,9 +42,7 @@ class Head:
         device: where the head runs.
     """
 
-    def __init__(
-        self, config: Any, base: nn.Module, base_prefix: str, outputs: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: Any, base: nn.Module, base_prefix: str, outputs: int, device: torch.device) -> None:
         own = deepcopy(config)
         own.num_labels = outputs
         if getattr(own, "pad_token_id", None) is None:

@@ -52,6 +52,6 @@ def fit_heads(
         index, order = order[:BATCH_SIZE].to(features.device), order[BATCH_SIZE:]
         logits = head(parameters.tensors(), features[:, index])
         losses = task_losses(logits, labels[index].expand(count, -1), kind)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         optimizer.step(losses.detach())
     return {name: tensor.detach().cpu().clone() for name, tensor in parameters.tensors().items()}

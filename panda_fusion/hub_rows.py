@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from panda_fusion.errors import DataError
 from panda_fusion.printable import printable
-from panda_fusion.task import HubSource, Split
+from panda_fusion.task import HubSource, SplitName
 
 
-def hub_split(source: HubSource, split: Split) -> str:
+def hub_split(source: HubSource, split: SplitName) -> str:
     """The name that the Hub's data set gives to a split."""
     return source.train if split == "train" else source.validation
 
 
-def hub_rows(task: str, source: HubSource, split: Split) -> Iterator[tuple[int, object]]:
+def hub_rows(task: str, source: HubSource, split: SplitName) -> Iterator[tuple[int, object]]:
     """Load one split with the `datasets` library, from its cache where it was loaded before.
 
     Args:
@@ -36,7 +36,7 @@ def hub_rows(task: str, source: HubSource, split: Split) -> Iterator[tuple[int, 
     except Exception as error:  # `datasets` raises errors of many libraries; each of them means: no rows
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"Split {hub_split(source, split)!r} of {name} cannot be loaded from the Hugging Face Hub "
+            f"SplitName {hub_split(source, split)!r} of {name} cannot be loaded from the Hugging Face Hub "
             f"({printable(reason.rstrip('.'), 300)}); pass --data DIR, where DIR/{task} holds train.jsonl "
             "and validation.jsonl."
         ) from error

@@ -42,7 +42,7 @@ class Injection:
     Attributes:
         key: [G, layers, P, kv_heads, head_dim]: P keys that every layer's attention sees before the text's.
         value: the values beside `key`, same shape.
-        embedding: [G, P, hidden]: P input embeddings in front of the text's.
+        embedding: [G, P, input width]: P input embeddings in front of the text's.
         outputs: submodule name (as in `named_modules` of the base model) -> transform of its output.
     """
 

@@ -41,9 +41,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, object]]:
                 if not text.isspace() and text:
                     yield number, _parse(text)
     except OSError as error:
-        raise DataError(
-            f"Cannot read {printable(str(path))}: {(error.strerror or str(error)).lower()}."
-        ) from error
+        raise DataError(f"Cannot read {printable(str(path))}: {(error.strerror or str(error)).lower()}.") from error
 
 
 def _parse(line: bytes) -> object:
@@ -56,12 +54,8 @@ def _parse(line: bytes) -> object:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         byte = line[error.start]
-        return BadRow(
-            f"byte {error.start + 1} of the line (0x{byte:02x}) is not UTF-8; save the file as UTF-8"
-        )
+        return BadRow(f"byte {error.start + 1} of the line (0x{byte:02x}) is not UTF-8; save the file as UTF-8")
     except json.JSONDecodeError as error:
-        return BadRow(
-            f"the line is not JSON ({error.msg} at column {error.colno}); write one JSON object per line"
-        )
+        return BadRow(f"the line is not JSON ({error.msg} at column {error.colno}); write one JSON object per line")
     except (ValueError, RecursionError) as error:
         return BadRow(f"the line cannot be read ({error}); write one JSON object per line")

@@ -18,19 +18,22 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """
 
 
-class Method(ABC):
+_Options = Options  # inside the class the name means the class's own options
+
+
+class Method(ABC):  # noqa: B024 (each kind adds its own abstract methods)
     """Base of all methods. A subclass sets `Options` where it has any.
 
     Args:
         options: an instance of this class's `Options`; None takes the defaults.
     """
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[_Options]] = _Options
 
     name: str = ""
     """The registered name; the registry sets it on the instances that it makes."""
 
-    def __init__(self, options: Options | None = None) -> None:
+    def __init__(self, options: _Options | None = None) -> None:
         self.options = self.Options() if options is None else options
 
     @property

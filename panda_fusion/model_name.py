@@ -38,9 +38,7 @@ def check_model_name(name: str) -> None:
         raise BackboneError(
             f"Model {shown} is a file; name the folder that holds its {CONFIG_FILE}, weights and tokenizer."
         )
-    looks_like_path = (
-        name.startswith((".", "~", os.sep)) or name.endswith(("/", os.sep)) or name.count("/") > 1
-    )
+    looks_like_path = name.startswith((".", "~", os.sep)) or name.endswith(("/", os.sep)) or name.count("/") > 1
     if looks_like_path:
         raise BackboneError(f"Model folder {shown} does not exist; check the path.")
     if not _HUB_NAME.fullmatch(name):

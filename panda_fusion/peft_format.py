@@ -144,15 +144,12 @@ def export_peft(prompt: Prompt, folder: str | os.PathLike[str]) -> list[str]:
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise OutputError(
-            f"Cannot write {printable(str(target))}: it is a file and PEFT wants a folder; name another"
-            " place."
+            f"Cannot write {printable(str(target))}: it is a file and PEFT wants a folder; name another place."
         )
     try:
         (target / CONFIG_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"Cannot replace {printable(str(target / CONFIG_FILE))}: {error.strerror}."
-        ) from error
+        raise OutputError(f"Cannot replace {printable(str(target / CONFIG_FILE))}: {error.strerror}.") from error
     atomic_write.write_bytes(target / TENSOR_FILE, data)
     atomic_write.write_bytes(
         target / CONFIG_FILE,
@@ -194,9 +191,7 @@ def import_peft(
     length = config.num_virtual_tokens
     embeddings = tensors.pop(_EMBEDDINGS, None)
     if embeddings is None:
-        raise PromptFileError(
-            f"{where} lacks the tensor {_EMBEDDINGS}; it holds no prefix or prompt of PEFT."
-        )
+        raise PromptFileError(f"{where} lacks the tensor {_EMBEDDINGS}; it holds no prefix or prompt of PEFT.")
     if config.peft_type == "PREFIX_TUNING":
         expected = (length, backbone.layers * 2 * backbone.kv_heads * backbone.head_dim)
     else:
@@ -261,8 +256,7 @@ def _read_config(folder: Path) -> PeftConfig:
         )
     if not path.exists():
         raise PromptFileError(
-            f"{printable(str(folder))} holds no {CONFIG_FILE}; name the folder that PEFT's save_pretrained"
-            " wrote."
+            f"{printable(str(folder))} holds no {CONFIG_FILE}; name the folder that PEFT's save_pretrained wrote."
         )
     try:
         with open_regular(path) as file:
@@ -276,8 +270,7 @@ def _read_config(folder: Path) -> PeftConfig:
         kind = msgspec.json.decode(raw, type=dict[str, Any]).get("peft_type")
         if not isinstance(kind, str) or kind not in _METHODS:
             raise PromptFileError(
-                f"{where} is of PEFT type {printable(str(kind), 40)!r}; {', '.join(_METHODS)} can be"
-                " imported."
+                f"{where} is of PEFT type {printable(str(kind), 40)!r}; {', '.join(_METHODS)} can be imported."
             )
         return msgspec.json.decode(raw, type=PeftConfig)
     except (OSError, msgspec.MsgspecError, ValueError) as error:
@@ -310,9 +303,7 @@ def _check_config(where: str, config: PeftConfig, backbone: BackboneInfo, task: 
                 " name the model that it was trained on."
             )
     if not 1 <= config.num_virtual_tokens <= 4096:
-        raise PromptFileError(
-            f"{where} has {config.num_virtual_tokens} virtual tokens; 1 to 4096 are possible."
-        )
+        raise PromptFileError(f"{where} has {config.num_virtual_tokens} virtual tokens; 1 to 4096 are possible.")
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -329,9 +320,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
                 " opened; load it with PEFT where you trust it and save it again with save_pretrained(...,"
                 " safe_serialization=True)."
             )
-        raise PromptFileError(
-            f"{printable(str(folder))} holds no {TENSOR_FILE}; save it again with save_pretrained."
-        )
+        raise PromptFileError(f"{printable(str(folder))} holds no {TENSOR_FILE}; save it again with save_pretrained.")
     header = read_header(path)
     for name, entry in header.tensors.items():
         if entry.dtype not in _FLOATS:
@@ -340,10 +329,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             )
     try:
         with open_regular(path) as file:
-            return {
-                name: tensor.to(torch.float32)
-                for name, tensor in load(file.read(header.file_bytes + 1)).items()
-            }
+            return {name: tensor.to(torch.float32) for name, tensor in load(file.read(header.file_bytes + 1)).items()}
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise PromptFileError(f"{where} is damaged ({printable(str(error), 200)}); save it again.") from error
 

@@ -55,15 +55,11 @@ class PEFTMethod(Method):
     def stored_shapes(self, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
         """Name and shape of every stored tensor (without the file's `peft.` in front)."""
 
-    def to_stored(
-        self, tensors: Mapping[str, torch.Tensor], shape: BackboneShape
-    ) -> dict[str, torch.Tensor]:
+    def to_stored(self, tensors: Mapping[str, torch.Tensor], shape: BackboneShape) -> dict[str, torch.Tensor]:
         """Turn one prompt's trainable tensors (no pack axis) into the stored form."""
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
-    def from_stored(
-        self, stored: Mapping[str, torch.Tensor], shape: BackboneShape
-    ) -> dict[str, torch.Tensor]:
+    def from_stored(self, stored: Mapping[str, torch.Tensor], shape: BackboneShape) -> dict[str, torch.Tensor]:
         """Turn stored tensors of one prompt back into trainable ones.
 
         Raises:

@@ -69,12 +69,8 @@ def save_prompt(prompt: Prompt, path: str | os.PathLike[str]) -> str:
     named |= {HEAD_PREFIX + name: tensor for name, tensor in prompt.head.items()}
     if prompt.embedding is not None:
         named[EMBEDDING] = prompt.embedding
-    float32 = {
-        name: "F32" if tensor.dtype == torch.float32 else str(tensor.dtype) for name, tensor in named.items()
-    }
-    check_tensors(
-        where, metadata, {name: (float32[name], tuple(tensor.shape)) for name, tensor in named.items()}
-    )
+    float32 = {name: "F32" if tensor.dtype == torch.float32 else str(tensor.dtype) for name, tensor in named.items()}
+    check_tensors(where, metadata, {name: (float32[name], tuple(tensor.shape)) for name, tensor in named.items()})
     _check_finite(where, named)
     data = _canonical(
         save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}, strings)
@@ -227,9 +223,7 @@ def shape_of(info: BackboneInfo) -> BackboneShape:
     )
 
 
-def check_tensors(
-    where: str, metadata: PromptMetadata, tensors: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> None:
+def check_tensors(where: str, metadata: PromptMetadata, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Check names, dtypes and shapes of a file's tensors against what its metadata call for.
 
     Args:
@@ -247,23 +241,18 @@ def check_tensors(
                 f" {EMBEDDING}."
             )
         if dtype != "F32":
-            raise PromptFileError(
-                f"{where}: tensor {name} has dtype {dtype}; prompts are stored in float32 (F32)."
-            )
+            raise PromptFileError(f"{where}: tensor {name} has dtype {dtype}; prompts are stored in float32 (F32).")
         if 0 in shape:
             raise PromptFileError(f"{where}: tensor {name} is empty, shape {list(shape)}.")
     expected = _expected_shapes(where, metadata)
     found = {
-        name.removeprefix(PEFT_PREFIX): shape
-        for name, (_, shape) in tensors.items()
-        if name.startswith(PEFT_PREFIX)
+        name.removeprefix(PEFT_PREFIX): shape for name, (_, shape) in tensors.items() if name.startswith(PEFT_PREFIX)
     }
     method = printable(metadata.method, 80)
     for name in expected:
         if name not in found:
             raise PromptFileError(
-                f"{where} lacks the tensor {PEFT_PREFIX}{name} of method {method}; ask its author for a whole"
-                " file."
+                f"{where} lacks the tensor {PEFT_PREFIX}{name} of method {method}; ask its author for a whole file."
             )
     for name, shape in found.items():
         if name not in expected:
@@ -285,11 +274,7 @@ def check_tensors(
         )
     _check_head(
         where,
-        {
-            name.removeprefix(HEAD_PREFIX): shape
-            for name, (_, shape) in tensors.items()
-            if name.startswith(HEAD_PREFIX)
-        },
+        {name.removeprefix(HEAD_PREFIX): shape for name, (_, shape) in tensors.items() if name.startswith(HEAD_PREFIX)},
         metadata,
     )
 
@@ -306,9 +291,7 @@ def _expected_shapes(where: str, metadata: PromptMetadata) -> dict[str, tuple[in
             " it was trained with (`panda-fusion plugins list` shows those that are there)."
         ) from error
     except OptionError as error:
-        raise PromptFileError(
-            f"{where} names a PEFT method that cannot be: {printable(str(error), 300)}"
-        ) from error
+        raise PromptFileError(f"{where} names a PEFT method that cannot be: {printable(str(error), 300)}") from error
     except PluginError as error:
         raise PromptFileError(f"{where} needs a plugin that fails: {printable(str(error), 300)}") from error
     return method.stored_shapes(shape_of(metadata.backbone))
@@ -322,9 +305,7 @@ def _check_head(where: str, head: dict[str, tuple[int, ...]], metadata: PromptMe
             " predicts nothing, ask its author for a whole file."
         )
     outputs = head_outputs(metadata.task)
-    weights = {
-        name.removesuffix(".weight"): shape for name, shape in head.items() if name.endswith(".weight")
-    }
+    weights = {name.removesuffix(".weight"): shape for name, shape in head.items() if name.endswith(".weight")}
     matrices = {module: shape for module, shape in weights.items() if len(shape) == 2}
     last = {module: shape for module, shape in matrices.items() if module.split(".")[-1] in _OUTPUT_LAYERS}
     widths = sorted({shape[0] for shape in (last or matrices).values()})

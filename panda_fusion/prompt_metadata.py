@@ -91,9 +91,7 @@ def decode_metadata(where: str, strings: dict[str, str]) -> PromptMetadata:
             )
     missing = [name for name in _JSON_FIELDS if name not in strings and name not in _OPTIONAL_FIELDS]
     if missing:
-        raise PromptFileError(
-            f"{where} lacks the metadata field {missing[0]!r}; ask its author for a whole file."
-        )
+        raise PromptFileError(f"{where} lacks the metadata field {missing[0]!r}; ask its author for a whole file.")
     metadata = PromptMetadata(
         method=_decode(where, strings, "method", str, ""),
         backbone=_decode(where, strings, "backbone", BackboneInfo, None),
@@ -149,9 +147,7 @@ def _check_sizes(where: str, info: BackboneInfo) -> None:
         value = getattr(info, name)
         most = bounds.get(name, MAX_SIZE)
         if value is not None and not 1 <= value <= most:
-            raise PromptFileError(
-                f"{where} describes a backbone with {name} = {value}; 1 to {most} is possible."
-            )
+            raise PromptFileError(f"{where} describes a backbone with {name} = {value}; 1 to {most} is possible.")
 
 
 def _check_task(where: str, task: TaskInfo) -> None:

@@ -44,9 +44,7 @@ def _checked(
             if isinstance(value, BadRow):
                 raise ValueError(value.reason)
             if not isinstance(value, dict):
-                raise ValueError(
-                    f"expected a JSON object, found {json_type(value)}; write one object per row"
-                )
+                raise ValueError(f"expected a JSON object, found {json_type(value)}; write one object per row")
             row: Row = {column: _text(value, column) for column in columns}
             if label is not None and read_label is not None:
                 row[label] = read_label(_cell(value, label))
@@ -63,8 +61,7 @@ def _cell(row: Row, column: str) -> object:
     except KeyError:
         found = ", ".join(printable(str(name), 40) for name in list(row)[:12]) or "none"
         raise ValueError(
-            f"column {column!r} is missing (columns found: {found}); rename a column of the data or of the "
-            "task"
+            f"column {column!r} is missing (columns found: {found}); rename a column of the data or of the task"
         ) from None
 
 

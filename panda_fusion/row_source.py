@@ -12,7 +12,7 @@ from panda_fusion.errors import DataError, PluginError
 from panda_fusion.hub_rows import hub_rows, hub_split
 from panda_fusion.json_lines import read_json_lines
 from panda_fusion.printable import printable
-from panda_fusion.task import Split, Task
+from panda_fusion.task import SplitName, Task
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def file_source(path: Path) -> RowSource:
     return RowSource(name=printable(str(path)), unit="line", numbered=lambda: read_json_lines(path))
 
 
-def find_rows(task: Task, split: Split, data_dir: Path | None) -> RowSource:
+def find_rows(task: Task, split: SplitName, data_dir: Path | None) -> RowSource:
     """Say where a task's rows come from. Nothing is read yet.
 
     In this order: the files beside task.toml, `DIR/<task>` of the data folder, the task's package function,
@@ -61,7 +61,7 @@ def find_rows(task: Task, split: Split, data_dir: Path | None) -> RowSource:
         )
     own = None if task.folder is None else Path(task.folder)
     given = None if data_dir is None else data_dir / task.name
-    if own is not None and any((own / _file_name(name)).is_file() for name in get_args(Split)):
+    if own is not None and any((own / _file_name(name)).is_file() for name in get_args(SplitName)):
         return _split_file(own, split)
     if given is not None and (given.is_dir() or (own is None and task.rows is None)):
         return _split_file(given, split)
@@ -83,26 +83,22 @@ def describe_source(task: Task) -> str:
     return "--data DIR"
 
 
-def _file_name(split: Split) -> str:
+def _file_name(split: SplitName) -> str:
     return f"{split}.jsonl"
 
 
-def _split_file(folder: Path, split: Split) -> RowSource:
+def _split_file(folder: Path, split: SplitName) -> RowSource:
     path = folder / _file_name(split)
     if path.is_file():
         return file_source(path)
     where, above = printable(str(path)), folder.parent / path.name
     if not folder.is_dir() and above.is_file():
         found = printable(str(above))
-        raise DataError(
-            f"File {where} does not exist but {found} does; pass the folder above it with --data."
-        )
-    raise DataError(
-        f"File {where} does not exist; the folder of a task must hold train.jsonl and validation.jsonl."
-    )
+        raise DataError(f"File {where} does not exist but {found} does; pass the folder above it with --data.")
+    raise DataError(f"File {where} does not exist; the folder of a task must hold train.jsonl and validation.jsonl.")
 
 
-def _package_source(task: Task, target: str, split: Split) -> RowSource:
+def _package_source(task: Task, target: str, split: SplitName) -> RowSource:
     def numbered() -> Iterator[tuple[int, object]]:
         try:
             function = pkgutil.resolve_name(target)
@@ -117,7 +113,7 @@ def _package_source(task: Task, target: str, split: Split) -> RowSource:
     return RowSource(name=f"{task.name} ({split})", unit="row", numbered=numbered)
 
 
-def _hub_source(task: Task, split: Split) -> RowSource:
+def _hub_source(task: Task, split: SplitName) -> RowSource:
     hub = task.hub
     if hub is None:
         raise DataError(

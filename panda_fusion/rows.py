@@ -11,8 +11,7 @@ from panda_fusion.errors import DataError
 from panda_fusion.prompt import TaskInfo
 from panda_fusion.row_check import check_inputs, check_rows
 from panda_fusion.row_source import file_source, find_rows
-from panda_fusion.task import Row, Task
-from panda_fusion.task import Split as SplitName
+from panda_fusion.task import Row, SplitName, Task
 from panda_fusion.task_kind import check_task, task_kind
 from panda_fusion.task_labels import with_labels
 

@@ -40,9 +40,7 @@ class RunSettings:
     select_on: SelectOn = "validation"
 
 
-def prepare(
-    backbone: Backbone, method: PEFTMethod, data: TaskData, settings: RunSettings
-) -> EncodedTask:
+def prepare(backbone: Backbone, method: PEFTMethod, data: TaskData, settings: RunSettings) -> EncodedTask:
     """Check that prompt and texts fit the backbone, then tokenise.
 
     Raises:

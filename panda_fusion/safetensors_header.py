@@ -109,15 +109,13 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         tensors, metadata = _decode_header(raw)
     except (msgspec.MsgspecError, ValueError) as error:
         raise PromptFileError(
-            f"{where} has a damaged safetensors header ({printable(str(error), 200)}); copy or download it"
-            " again."
+            f"{where} has a damaged safetensors header ({printable(str(error), 200)}); copy or download it again."
         ) from error
     expected = 8 + length + _data_bytes(where, tensors)
     if size != expected:
         what = "is truncated" if size < expected else "has bytes behind its tensors"
         raise PromptFileError(
-            f"{where} {what}: its header describes {expected} bytes and the file has {size}; copy or download"
-            " it again."
+            f"{where} {what}: its header describes {expected} bytes and the file has {size}; copy or download it again."
         )
     return Header(tensors, metadata, size)
 
@@ -175,8 +173,7 @@ def _data_bytes(where: str, tensors: dict[str, TensorEntry]) -> int:
         item = _ITEM_BYTES.get(entry.dtype)
         if item is None:
             raise PromptFileError(
-                f"{where}: tensor {name} has dtype {printable(entry.dtype, 20)}, which is not read; ask for"
-                " float32."
+                f"{where}: tensor {name} has dtype {printable(entry.dtype, 20)}, which is not read; ask for float32."
             )
         size = item
         for dimension in entry.shape:

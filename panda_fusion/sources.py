@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from panda_fusion.similarity import Similarity
 
 
-def stack_sources(
-    sources: Sequence[Prompt], shape: BackboneShape
-) -> tuple[PEFTMethod, dict[str, torch.Tensor]]:
+def stack_sources(sources: Sequence[Prompt], shape: BackboneShape) -> tuple[PEFTMethod, dict[str, torch.Tensor]]:
     """K source prompts as one pack.
 
     Args:
@@ -42,9 +40,18 @@ def stack_sources(
                 f"Sources must share one PEFT method and shape to be used together, but {_name(first)} is "
                 f"{first.method} and {_name(other)} is {other.method}; transfer from them one at a time."
             )
+        if _sizes(other) != _sizes(first):
+            raise PromptFileError(
+                f"Sources must have tensors of one shape to be used together, but {_name(first)} has {_sizes(first)} "
+                f"and {_name(other)} has {_sizes(other)}; transfer from them one at a time."
+            )
     method = peft_methods().create(first.method)
     trainable = [method.from_stored(source.tensors, shape) for source in sources]
     return method, {name: torch.stack([one[name] for one in trainable]) for name in trainable[0]}
+
+
+def _sizes(prompt: Prompt) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in sorted(prompt.tensors.items())}
 
 
 def _name(prompt: Prompt) -> str:

@@ -8,11 +8,9 @@ import msgspec
 from msgspec import Meta
 
 Kind = Literal["classification", "regression", "multiple-choice", "token-classification", "extractive-qa"]
-MetricName = Literal[
-    "accuracy", "f1", "macro_f1", "matthews", "pearson_spearman", "span_f1", "squad"
-]
+MetricName = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson_spearman", "span_f1", "squad"]
 Row = dict[str, object]
-Split = Literal["train", "validation"]
+SplitName = Literal["train", "validation"]
 
 
 class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

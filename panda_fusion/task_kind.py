@@ -175,9 +175,7 @@ def check_task(task: Task) -> Task:
     """
     kind = task_kind(task.kind, task.name)
     if "" in task.inputs or not task.label:
-        raise DataError(
-            f"Task {task.name!r} has a column without a name; name every column of `inputs` and `label`."
-        )
+        raise DataError(f"Task {task.name!r} has a column without a name; name every column of `inputs` and `label`.")
     if len({*task.inputs, task.label}) <= len(task.inputs):
         raise DataError(
             f"Task {task.name!r} names a column twice (`inputs` {', '.join(task.inputs)}; `label` "
@@ -193,8 +191,7 @@ def check_task(task: Task) -> Task:
     if task.kind == "classification" and task.labels:
         if len(task.labels) < 2 or len(set(task.labels)) < len(task.labels) or "" in task.labels:
             raise DataError(
-                f"Task {task.name!r} has the `labels` {list(task.labels)}; give at least two different class "
-                "names."
+                f"Task {task.name!r} has the `labels` {list(task.labels)}; give at least two different class names."
             )
         if task.metric == "f1" and len(task.labels) != 2:
             raise DataError(

@@ -10,7 +10,7 @@ import msgspec
 from panda_fusion.errors import DataError
 from panda_fusion.printable import printable
 from panda_fusion.row_source import find_rows
-from panda_fusion.task import Split, Task
+from panda_fusion.task import SplitName, Task
 
 
 def with_labels(task: Task, data_dir: Path | None) -> Task:
@@ -29,7 +29,7 @@ def with_labels(task: Task, data_dir: Path | None) -> Task:
     numbers: set[int] = set()
     names: set[str] = set()
     missing: list[DataError] = []
-    for split in get_args(Split):
+    for split in get_args(SplitName):
         try:
             for _, row in find_rows(task, split, data_dir).numbered():
                 label = row.get(task.label) if isinstance(row, dict) else None
@@ -39,7 +39,7 @@ def with_labels(task: Task, data_dir: Path | None) -> Task:
                     names.add(label)
         except DataError as error:
             missing.append(error)
-    if len(missing) == len(get_args(Split)):
+    if len(missing) == len(get_args(SplitName)):
         raise missing[0]
     if numbers and names:
         raise DataError(

@@ -87,9 +87,7 @@ def find_task(name_or_folder: str | os.PathLike[str], data_dir: Path | None) -> 
             "(`panda-fusion tasks` lists them)."
         )
     if Path(name).is_absolute() or name.startswith(".") or name.endswith(("/", os.sep)):
-        raise DataError(
-            f"Task folder {printable(name)} does not exist; pass a folder that holds {TASK_FILE}."
-        )
+        raise DataError(f"Task folder {printable(name)} does not exist; pass a folder that holds {TASK_FILE}.")
     return registry.get(name)  # raises, with the nearest names
 
 

@@ -103,9 +103,7 @@ def _words(texts: list[str]) -> Words:
     def at_most(share: float) -> int:
         return lengths[math.ceil(share * len(lengths)) - 1]
 
-    return Words(
-        median=at_most(0.5), percentile_95=at_most(0.95), longest=lengths[-1], empty=lengths.count(0)
-    )
+    return Words(median=at_most(0.5), percentile_95=at_most(0.95), longest=lengths[-1], empty=lengths.count(0))
 
 
 def _row(task: Task, split: Split, index: int) -> Row:

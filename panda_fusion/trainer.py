@@ -194,13 +194,10 @@ class _Run:
         if self.total < 1:
             raise TrainingError("There is nothing to train: epochs and max steps must be at least 1.")
         named = [
-            {_PEFT + k: v for k, v in s.tensors.items()} | {_HEAD + k: v for k, v in s.head.items()}
-            for s in students
+            {_PEFT + k: v for k, v in s.tensors.items()} | {_HEAD + k: v for k, v in s.head.items()} for s in students
         ]
         self.parameters = PackedParameters(named, backbone.device)
-        self.optimizer = PackedAdamW(
-            self.parameters.flat, [s.learning_rate for s in students], self.total
-        )
+        self.optimizer = PackedAdamW(self.parameters.flat, [s.learning_rate for s in students], self.total)
         self.head = backbone.head(task.outputs)
         self.rows = Rows(len(students))
         self.distillers = _group_distillations(students, backbone.device)
@@ -290,7 +287,7 @@ class _Run:
     def _step(self, index: torch.Tensor, width: int) -> torch.Tensor:
         """One update of every prompt; the losses [G], detached."""
         losses = self._losses(index, width)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         detached = losses.detach()
         self.optimizer.step(detached)
         return detached
@@ -346,10 +343,10 @@ class _Run:
             self.task.outputs,
         )
         assert data.labels is not None
-        labels = data.labels.cpu().numpy()
+        labels = data.labels.tolist()
         return [self._metrics(row, labels) for row in logits.cpu().numpy()]
 
-    def _metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def _metrics(self, logits: np.ndarray, labels: list[float]) -> dict[str, float]:
         """Scores of one prompt; NaN for one whose outputs are not finite, which the others must not feel."""
         if np.isfinite(logits).all():
             return score(self.task.metric, logits, labels)
@@ -432,9 +429,7 @@ class _Distiller:
     targets: torch.Tensor
     weights: torch.Tensor
 
-    def add(
-        self, losses: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, kind: str
-    ) -> torch.Tensor:
+    def add(self, losses: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, kind: str) -> torch.Tensor:
         """Losses [G] with the members' weighted KD losses added."""
         own = index[self.members]
         places = torch.arange(len(self.members), device=index.device)[:, None]

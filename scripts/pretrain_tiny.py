@@ -74,9 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=18.0, help="time for the training loop (default 18)")
     parser.add_argument("--steps", type=int, default=0, help="a fixed number of steps in place of --minutes")
-    parser.add_argument(
-        "--pairs", type=int, default=500_000, help="passages generated; they are read in turn"
-    )
+    parser.add_argument("--pairs", type=int, default=500_000, help="passages generated; they are read in turn")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--vocabulary", type=int, default=1200)
@@ -157,9 +155,7 @@ def batches(examples: list[Example], rng: random.Random, size: int, pieces: int)
     while True:
         order = rng.sample(range(len(examples)), len(examples))
         for start in range(0, len(order) - pool + 1, pool):
-            part = sorted(
-                order[start : start + pool], key=lambda i: len(examples[i][0]) + len(examples[i][1])
-            )
+            part = sorted(order[start : start + pool], key=lambda i: len(examples[i][0]) + len(examples[i][1]))
             groups = [part[i : i + size] for i in range(0, pool, size)]
             rng.shuffle(groups)
             for group in groups:
@@ -194,9 +190,7 @@ def rate_factor(progress: float, warm_up: float = 0.04) -> float:
     return max(0.0, 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))))
 
 
-def train(
-    model: BertForPreTraining, stream: Iterator[Batch], arguments: argparse.Namespace
-) -> dict[str, Any]:
+def train(model: BertForPreTraining, stream: Iterator[Batch], arguments: argparse.Namespace) -> dict[str, Any]:
     """Train in place and print as it goes; returns the steps done and the means of the last 200."""
     optimizer = optimizer_for(model, arguments.rate)
     model.train()
@@ -239,15 +233,10 @@ def evaluate(model: BertForPreTraining, examples: list[Example], seed: int) -> d
         )
         results.append((words.item(), right, passages.item(), same))
     names = ("masked_loss", "masked_accuracy", "same_passage_loss", "same_passage_accuracy")
-    return {
-        name: round(sum(col) / len(col), 4)
-        for name, col in zip(names, zip(*results, strict=True), strict=True)
-    }
+    return {name: round(sum(col) / len(col), 4) for name, col in zip(names, zip(*results, strict=True), strict=True)}
 
 
-def save(
-    model: BertForPreTraining, tokenizer: BertTokenizerFast, record: dict[str, Any], output: Path
-) -> None:
+def save(model: BertForPreTraining, tokenizer: BertTokenizerFast, record: dict[str, Any], output: Path) -> None:
     """Write the folder: config.json, model.safetensors (fp16), tokenizer files and training.json."""
     output.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
@@ -268,9 +257,7 @@ def save(
     (output / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def initial_model(
-    arguments: argparse.Namespace, pieces: int
-) -> tuple[BertForPreTraining, list[dict[str, Any]]]:
+def initial_model(arguments: argparse.Namespace, pieces: int) -> tuple[BertForPreTraining, list[dict[str, Any]]]:
     """A new model, or the one of --start with the records of how that was trained."""
     if arguments.start:
         model = BertForPreTraining.from_pretrained(arguments.start, dtype=torch.float32)

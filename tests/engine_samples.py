@@ -94,9 +94,7 @@ def tokenised(backbone: Backbone, rows: Sequence[Sequence[str]]) -> dict[str, to
     return dict(backbone.tokenizer(*rows, padding=True, return_tensors="pt"))
 
 
-def logits(
-    backbone: Backbone, peft: PEFTMethod, tensors: Tensors, head: Tensors, data: EncodedSet
-) -> torch.Tensor:
+def logits(backbone: Backbone, peft: PEFTMethod, tensors: Tensors, head: Tensors, data: EncodedSet) -> torch.Tensor:
     """[G, M, outputs] of the engine."""
     outputs = next(reversed(list(head.values()))).shape[1]
     return predict_logits(backbone, data, peft, tensors, head, outputs)
@@ -106,3 +104,10 @@ def largest(first: torch.Tensor, second: torch.Tensor) -> float:
     """The largest absolute difference of two tensors of one shape."""
     assert first.shape == second.shape
     return float((first - second).detach().abs().max())
+
+
+def accuracy(found: torch.Tensor, data: EncodedSet) -> float:
+    """Share of rows [M, C] whose largest logit is the label's, counted here."""
+    assert data.labels is not None
+    right = [int(row.argmax()) == label for row, label in zip(found, data.labels.tolist(), strict=True)]
+    return sum(right) / len(right)

@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from panda_fusion_cli import main as main_module
-from panda_fusion_cli.main import COMMANDS, main
-from panda_fusion_cli.output import Output, json_value, output_options
 
 from panda_fusion import __version__, hookimpl
 from panda_fusion.errors import DataError
 from panda_fusion.plugin_manager import temporary_plugin
+from panda_fusion_cli import main as main_module
+from panda_fusion_cli.main import COMMANDS, main
+from panda_fusion_cli.output import Output, json_value, output_options
 
 BOOT = "import sys; from panda_fusion_cli.main import main; "
 
@@ -229,9 +229,8 @@ def test_a_plugin_that_fails_to_add_commands_is_not_fatal(capsys, monkeypatch):
     monkeypatch.setattr(main_module, "_reported", set())
     with temporary_plugin(Failing(), "failing"):
         assert main(["show", "-q"]) == 0
-    assert (
-        "Warning: left out plugin 'failing': register_commands failed: RuntimeError: no commands today"
-        in (capsys.readouterr().err)
+    assert "Warning: left out plugin 'failing': register_commands failed: RuntimeError: no commands today" in (
+        capsys.readouterr().err
     )
 
 
@@ -252,9 +251,7 @@ def test_a_bad_plugin_list_is_an_error_and_no_traceback():
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "args", [["--help"], ["plugins", "list"], ["plugins", "--help"], ["tasks", "--help"]]
-)
+@pytest.mark.parametrize("args", [["--help"], ["plugins", "list"], ["plugins", "--help"], ["tasks", "--help"]])
 def test_light_commands_import_nothing_heavy(args):
     heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'sklearn', 'numpy', 'safetensors'}"
     done = run(f"code = main({args!r}); print(code, sorted({heavy} & set(sys.modules)), file=sys.stderr)")
@@ -277,9 +274,7 @@ def test_a_reader_that_goes_away_is_no_error():
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as pipe:
-        done = subprocess.run(
-            [sys.executable, "-c", code], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", code], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr

@@ -100,7 +100,7 @@ def test_a_log_gets_plain_lines(chain):
     assert [line.split(":")[0] for line in lines[1:]] == ["  epoch 1, step 2", "  epoch 2, step 4"]
     best = chain["train"].json["best"]
     rows = [line.split() for line in again.out.splitlines()]
-    assert ["accuracy,", "best"] == rows[5][:2] and rows[5][2] == f"{best:.4f}"
+    assert rows[5][:2] == ["accuracy,", "best"] and rows[5][2] == f"{best:.4f}"
     assert rows[-1] == ["prompt", "again.safetensors"]
 
 
@@ -206,7 +206,9 @@ def test_predictions_are_for_the_rows_alone(work, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": r, "label": 9, "x": 1}) + "\n" for r in rows))
     (tmp_path / "turned.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows[::-1]))
     for name in ("rows", "turned"):
-        line = f"predict {{w}}/mood.safetensors --model {{model}} --input {name}.jsonl --out {name}.out --precision fp32"
+        line = (
+            f"predict {{w}}/mood.safetensors --model {{model}} --input {name}.jsonl --out {name}.out --precision fp32"
+        )
         assert run(*work.words(line), cwd=tmp_path).code == 0
     forward, turned = ((tmp_path / f"{name}.out").read_text().splitlines() for name in ("rows", "turned"))
     shares = [[json.loads(line)["probabilities"] for line in lines] for lines in (forward, turned[::-1])]

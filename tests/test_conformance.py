@@ -174,9 +174,7 @@ class HeadsForKeyHeads(Prefixed):
 
 class MixesThePack(Prefixed):
     def inject(self, tensors, shape):
-        return Injection(
-            key=tensors["key"] - tensors["key"].mean(0, keepdim=True) / 2, value=tensors["value"]
-        )
+        return Injection(key=tensors["key"] - tensors["key"].mean(0, keepdim=True) / 2, value=tensors["value"])
 
 
 class ForgetsATensor(Prefixed):
@@ -265,9 +263,7 @@ class Unseeded(Teacher):
     needs_sources = False
 
     def build(self, context):
-        made = [
-            context.method.create(context.backbone.shape, torch.Generator()) for _ in context.sources or [0]
-        ]
+        made = [context.method.create(context.backbone.shape, torch.Generator()) for _ in context.sources or [0]]
         tensors = {name: torch.stack([one[name] for one in made]) for name in made[0]}
         return TeacherPrompts(
             method=context.method,
@@ -330,9 +326,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "method_type", "name"), BROKEN, ids=[f"{t.__name__}-{n}" for _, t, n in BROKEN]
-)
+@pytest.mark.parametrize(("kind", "method_type", "name"), BROKEN, ids=[f"{t.__name__}-{n}" for _, t, n in BROKEN])
 def test_a_broken_contract_is_noticed(kind, method_type, name):
     (check,) = [check for check in checks_for(kind, method_type) if check.name == name]
     (result,) = run_checks([check])
@@ -341,9 +335,7 @@ def test_a_broken_contract_is_noticed(kind, method_type, name):
     assert "\n" not in result.message
 
 
-@pytest.mark.parametrize(
-    ("kind", "method_type"), [("KD loss", Loss), ("PEFT method", Prefixed), ("fusion", Average)]
-)
+@pytest.mark.parametrize(("kind", "method_type"), [("KD loss", Loss), ("PEFT method", Prefixed), ("fusion", Average)])
 def test_the_sound_starting_points_pass(kind, method_type):
     failed = [result for result in run_checks(checks_for(kind, method_type)) if not result.passed]
     assert not failed
@@ -366,9 +358,7 @@ def test_padding_check_notices_a_method_that_looks_at_padding():
         def inject(self, tensors, shape):
             first = shape.layer_modules[0]
             injection = super().inject(tensors, shape)
-            return replace(
-                injection, outputs={first: lambda output, rows: output * (1 + output.shape[1] / 100)}
-            )
+            return replace(injection, outputs={first: lambda output, rows: output * (1 + output.shape[1] / 100)})
 
     (check,) = [c for c in checks_for("PEFT method", SeesWidth) if c.name == "bert: padding changes nothing"]
     (result,) = run_checks([check])

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from engine_samples import (
     MAX_LENGTH,
     OTHER_TYPES,
@@ -25,6 +23,8 @@ from engine_samples import (
     slice_of,
     tokenised,
 )
+from torch.nn import functional as F
+
 from panda_fusion.attention import prefix_scope
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.dataset import EncodedSet, encode, gather
@@ -146,8 +146,7 @@ def hand_distilbert(model: Any, batch: dict[str, torch.Tensor], tensors: dict[st
     for layer, (key, value) in enumerate(zip(tensors["key"], tensors["value"], strict=True)):
         names = f"distilbert.transformer.layer.{layer}"
         q, k, v = (
-            linear(f"{names}.attention.{part}_lin", x).view(count, width, heads, -1).transpose(1, 2)
-            for part in "qkv"
+            linear(f"{names}.attention.{part}_lin", x).view(count, width, heads, -1).transpose(1, 2) for part in "qkv"
         )
         k, v = (
             torch.cat((own.transpose(0, 1).expand(count, -1, -1, -1), text), dim=2)
@@ -200,9 +199,7 @@ def test_prefix_equals_a_plain_recomputation(
         assert batch["input_ids"].shape[1] > 2 * 8, "texts must be longer than the window of local attention"
         expected = patched_modernbert(model, batch, theirs, monkeypatch)
     own = all_rows(data)
-    pooled = backbone.forward(
-        own.input_ids, own.lengths, own.token_types, peft.inject(ours, backbone.shape), Rows(1)
-    )
+    pooled = backbone.forward(own.input_ids, own.lengths, own.token_types, peft.inject(ours, backbone.shape), Rows(1))
     found = backbone.head(3)(head_of(model), pooled.unsqueeze(0))[0]
     assert largest(found, expected) <= 1e-5
     labels = torch.arange(ROWS) % 3
@@ -217,9 +214,7 @@ def test_prefix_equals_a_plain_recomputation(
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one column", "two columns"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_without_prefix_equals_transformers(
-    model_type: str, number: int, tiny: Tiny, tiny_folder: Folder
-) -> None:
+def test_without_prefix_equals_transformers(model_type: str, number: int, tiny: Tiny, tiny_folder: Folder) -> None:
     backbone = tiny(model_type)
     rows, data = data_of(backbone, number)
     model = classifier(tiny_folder(model_type), 3)
@@ -250,9 +245,7 @@ def test_padding_changes_nothing(model_type: str, spec: str, tiny: Tiny) -> None
 
 @pytest.mark.parametrize("spec", [f"prefix:length={LENGTH}", f"prompt:length={LENGTH}"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_grouped_rows_equal_rows_by_index_and_each_prompt_alone(
-    model_type: str, spec: str, tiny: Tiny
-) -> None:
+def test_grouped_rows_equal_rows_by_index_and_each_prompt_alone(model_type: str, spec: str, tiny: Tiny) -> None:
     backbone, peft = tiny(model_type), method(spec)
     tensors = pack(peft, backbone, 3)
     injection = peft.inject(tensors, backbone.shape)
@@ -260,15 +253,11 @@ def test_grouped_rows_equal_rows_by_index_and_each_prompt_alone(
     batch = all_rows(data, 3)
     grouped = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(3))
     owners = torch.arange(3).repeat_interleave(ROWS)
-    indexed = backbone.forward(
-        batch.input_ids, batch.lengths, batch.token_types, injection, Rows(3, owners)
-    )
+    indexed = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(3, owners))
     assert largest(grouped, indexed) <= 1e-6
     order = torch.randperm(3 * ROWS, generator=torch.Generator().manual_seed(0))
     types = None if batch.token_types is None else batch.token_types[order]
-    mixed = backbone.forward(
-        batch.input_ids[order], batch.lengths[order], types, injection, Rows(3, owners[order])
-    )
+    mixed = backbone.forward(batch.input_ids[order], batch.lengths[order], types, injection, Rows(3, owners[order]))
     assert largest(mixed, indexed[order]) <= 1e-5
     single = all_rows(data)
     for place, group in enumerate(grouped.split(ROWS)):
@@ -285,9 +274,10 @@ def test_predictions_come_in_the_order_of_the_data(
     """Passes run in chunks sorted by length; results must not show it."""
     backbone, peft = tiny(model_type), method(f"prefix:length={LENGTH}")
     tensors = pack(peft, backbone, 2)
-    head = {name: tensor.repeat(2, *[1] * (tensor.dim() - 1)) for name, tensor in head_of(
-        classifier(tiny_folder(model_type), 3)
-    ).items()}
+    head = {
+        name: tensor.repeat(2, *[1] * (tensor.dim() - 1))
+        for name, tensor in head_of(classifier(tiny_folder(model_type), 3)).items()
+    }
     _, data = data_of(backbone, 1, 23)
     whole = predict_logits(backbone, data, peft, tensors, head, 3)
     monkeypatch.setattr("panda_fusion.inference.CPU_TOKENS", 100)
@@ -308,15 +298,12 @@ BF16_TOLERANCE = 0.05
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_bfloat16_is_close_to_float32(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
     backbone, peft = tiny(model_type), method(f"prefix:length={LENGTH}")
-    half = load_backbone(
-        str(tiny_folder(model_type)), device=torch.device("cpu"), dtype=torch.bfloat16
-    )
+    half = load_backbone(str(tiny_folder(model_type)), device=torch.device("cpu"), dtype=torch.bfloat16)
     _, data = data_of(backbone, 2)
     batch = all_rows(data)
     injection = peft.inject(pack(peft, backbone, 1), backbone.shape)
     pooled = [
-        one.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
-        for one in (backbone, half)
+        one.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1)) for one in (backbone, half)
     ]
     assert pooled[1].dtype == torch.bfloat16
     error = (pooled[0] - pooled[1].float()).norm(dim=1) / pooled[0].norm(dim=1)
@@ -334,9 +321,7 @@ def prefix_of(layers: int, backbone: Backbone) -> Injection:
 
 @pytest.mark.parametrize("difference", [-1, 1], ids=["too few layers", "too many layers"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_prefix_for_another_number_of_attention_calls_raises(
-    model_type: str, difference: int, tiny: Tiny
-) -> None:
+def test_prefix_for_another_number_of_attention_calls_raises(model_type: str, difference: int, tiny: Tiny) -> None:
     backbone = tiny(model_type)
     batch = all_rows(data_of(backbone, 1)[1])
     injection = prefix_of(backbone.shape.layers + difference, backbone)
@@ -348,15 +333,11 @@ def test_prefix_for_another_number_of_attention_calls_raises(
 
 
 def test_prefix_on_a_model_with_another_attention_raises(tiny_folder: Folder) -> None:
-    backbone = load_backbone(
-        str(tiny_folder("bert")), device=torch.device("cpu"), dtype=torch.float32
-    )
+    backbone = load_backbone(str(tiny_folder("bert")), device=torch.device("cpu"), dtype=torch.float32)
     backbone._model.set_attn_implementation("sdpa")  # type: ignore[operator]
     batch = all_rows(data_of(backbone, 1)[1])
     with pytest.raises(BackboneError, match="attention calls"):
-        backbone.forward(
-            batch.input_ids, batch.lengths, batch.token_types, prefix_of(2, backbone), Rows(1)
-        )
+        backbone.forward(batch.input_ids, batch.lengths, batch.token_types, prefix_of(2, backbone), Rows(1))
 
 
 def test_scope_is_left_when_the_pass_fails() -> None:
@@ -376,9 +357,7 @@ def test_gradient_checkpointing_never_loses_the_prefix(reentrant: bool, tiny: Ti
     peft = method(f"prefix:length={LENGTH}")
     gradients = []
     for checkpointing in (False, True):
-        backbone = load_backbone(
-            str(tiny_folder("bert")), device=torch.device("cpu"), dtype=torch.float32
-        )
+        backbone = load_backbone(str(tiny_folder("bert")), device=torch.device("cpu"), dtype=torch.float32)
         if checkpointing:
             backbone._model.gradient_checkpointing_enable(  # type: ignore[operator]
                 gradient_checkpointing_kwargs={"use_reentrant": reentrant}

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-
 from engine_samples import columns
+
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import encode, epoch_batches, gather, length_sorted_chunks
 from panda_fusion.testing import MODEL_TYPES

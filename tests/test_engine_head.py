@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_samples import classifier, head_of, largest
 from transformers import AutoModelForSequenceClassification
 
-from engine_samples import classifier, head_of, largest
 from panda_fusion.backbone import Backbone
 from panda_fusion.testing import MODEL_TYPES
 
@@ -32,9 +32,7 @@ def test_names_and_shapes_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "electra", "distilbert"])
-def test_new_heads_are_drawn_as_transformers_draws_them(
-    model_type: str, tiny: Tiny, tiny_folder: Folder
-) -> None:
+def test_new_heads_are_drawn_as_transformers_draws_them(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
     """Same spread of the weights, zero biases. The last layer is made wide, so that the spread is well measured."""
     head = tiny(model_type).head(400)
     drawn = head.create(torch.Generator().manual_seed(1))
@@ -62,9 +60,7 @@ def test_only_the_head_is_trained(model_type: str, tiny: Tiny) -> None:
     head goes through the pooler of the base model, which stays frozen)."""
     backbone = tiny(model_type)
     head = backbone.head(3)
-    parameters = {
-        name: torch.randn(2, *shape, requires_grad=True) for name, shape in head.shapes.items()
-    }
+    parameters = {name: torch.randn(2, *shape, requires_grad=True) for name, shape in head.shapes.items()}
     pooled = torch.randn(2, 4, backbone.shape.hidden, requires_grad=True)
     found = head(parameters, pooled)
     leaves = set()
@@ -92,9 +88,7 @@ def test_bert_goes_through_the_frozen_pooler(tiny: Tiny, tiny_folder: Folder) ->
 def test_heads_of_a_pack_equal_each_alone(model_type: str, tiny: Tiny) -> None:
     head = tiny(model_type).head(3)
     generator = torch.Generator().manual_seed(0)
-    stacked = {
-        name: torch.randn((4, *shape), generator=generator) * 0.3 for name, shape in head.shapes.items()
-    }
+    stacked = {name: torch.randn((4, *shape), generator=generator) * 0.3 for name, shape in head.shapes.items()}
     pooled = torch.randn((4, 6, tiny(model_type).shape.hidden), generator=generator)
     together = head(stacked, pooled)
     assert together.shape == (4, 6, 3)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_samples import MAX_LENGTH, columns, largest, method, pack, tokenised
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from engine_samples import MAX_LENGTH, columns, largest, method, pack, tokenised
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import encode, gather
 from panda_fusion.injection import Rows
@@ -39,9 +39,7 @@ def test_input_prompt_equals_embeddings_put_in_front_by_hand(
     injection = peft.inject({"embedding": ours}, backbone.shape)
     found = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
 
-    model = AutoModel.from_pretrained(
-        tiny_folder(model_type), attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    model = AutoModel.from_pretrained(tiny_folder(model_type), attn_implementation="eager", dtype=torch.float32).eval()
     inputs = tokenised(backbone, rows)
     words = model.get_input_embeddings()(inputs.pop("input_ids"))
     inputs["inputs_embeds"] = torch.cat((theirs.expand(ROWS, -1, -1), words), dim=1)

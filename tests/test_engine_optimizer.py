@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from engine_samples import largest
+
 from panda_fusion.optimizer import PackedAdamW, PackedParameters
 
 STEPS = 30
@@ -23,12 +23,15 @@ def objective(place: int, step: int, tensors: dict[str, torch.Tensor]) -> torch.
     """Another loss for each prompt and step; its gradients are now above and now below the clip norm of 1."""
     generator = torch.Generator().manual_seed(1000 * place + step)
     scale = (0.02, 1.0, 30.0)[step % 3]
-    return scale * torch.stack(
-        [
-            ((tensors[name] - torch.randn(tensors[name].shape, generator=generator)) ** 2).mean()
-            for name in sorted(tensors)
-        ]
-    ).sum()
+    return (
+        scale
+        * torch.stack(
+            [
+                ((tensors[name] - torch.randn(tensors[name].shape, generator=generator)) ** 2).mean()
+                for name in sorted(tensors)
+            ]
+        ).sum()
+    )
 
 
 def reference(place: int, start: dict[str, torch.Tensor], clip: float) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 
 import pytest
+
 from panda_fusion_cli.main import main
 
 NAME = "panda-fusion-example"
@@ -17,9 +18,7 @@ def installed() -> bool:
     return True
 
 
-pytestmark = pytest.mark.skipif(
-    not installed(), reason=f"{NAME} is not installed (pip install -e examples/{NAME})"
-)
+pytestmark = pytest.mark.skipif(not installed(), reason=f"{NAME} is not installed (pip install -e examples/{NAME})")
 
 
 def run(capsys, *args: str) -> dict:

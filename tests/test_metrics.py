@@ -163,7 +163,4 @@ def test_importing_metrics_is_light() -> None:
         "import sys, panda_fusion.metrics; "
         "print([m for m in ('numpy', 'sklearn', 'scipy', 'torch') if m in sys.modules])"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

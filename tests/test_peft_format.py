@@ -81,9 +81,7 @@ def saved_by_peft(base: Any, folder: Path, kind: str, **options: Any) -> torch.T
         "p-tuning": peft.PromptEncoderConfig,
     }
     torch.manual_seed(4)
-    model = peft.get_peft_model(
-        base, configs[kind](task_type="SEQ_CLS", num_virtual_tokens=LENGTH, **options)
-    ).eval()
+    model = peft.get_peft_model(base, configs[kind](task_type="SEQ_CLS", num_virtual_tokens=LENGTH, **options)).eval()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "prompt_encoder" not in name:
             parameter.data.normal_(0, 0.3)
@@ -110,9 +108,7 @@ def random_prompt(folder: Path, method: str) -> Prompt:
         name: torch.randn(shape, generator=generator)
         for name, shape in peft_methods().create(method).stored_shapes(backbone.shape).items()
     }
-    head = {
-        name: torch.randn(shape, generator=generator) * 0.3 for name, shape in backbone.head(3).shapes.items()
-    }
+    head = {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in backbone.head(3).shapes.items()}
     return make_prompt(method, tensors=tensors, head=head, embedding=None, backbone=backbone.info)
 
 
@@ -153,9 +149,7 @@ def test_round_trip_from_peft_to_peft(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_prefix_trained_with_projection(
-    folders: Callable[[str], Path], tmp_path: Path, model_type: str
-) -> None:
+def test_prefix_trained_with_projection(folders: Callable[[str], Path], tmp_path: Path, model_type: str) -> None:
     folder = folders(model_type)
     backbone = load_backbone(str(folder), device=CPU, dtype=torch.float32)
     before = saved_by_peft(
@@ -177,9 +171,7 @@ def test_prompt_pools_another_token_than_peft(folders: Callable[[str], Path], tm
     ids, lengths = batch()
     keep = torch.arange(ids.shape[1] + LENGTH) < lengths[:, None] + LENGTH
     model = base_model(folder)
-    embedded = torch.cat(
-        (prompt.tensors["embedding"].expand(4, -1, -1), model.get_input_embeddings()(ids)), dim=1
-    )
+    embedded = torch.cat((prompt.tensors["embedding"].expand(4, -1, -1), model.get_input_embeddings()(ids)), dim=1)
     for name, parameter in model.named_parameters():
         if name in prompt.head:
             parameter.data.copy_(prompt.head[name])
@@ -294,9 +286,7 @@ def exported(tmp_path: Path) -> Path:
 
 def refused(folder: Path, *words: str, task: TaskInfo = TASK, info: BackboneInfo = BACKBONE) -> None:
     with pytest.raises(PromptFileError) as caught:
-        import_peft(
-            folder, info, task, {"classifier.weight": (len(task.labels) or 1, 16), "classifier.bias": (3,)}
-        )
+        import_peft(folder, info, task, {"classifier.weight": (len(task.labels) or 1, 16), "classifier.bias": (3,)})
     message = str(caught.value)
     assert "\n" not in message
     assert message.isprintable()

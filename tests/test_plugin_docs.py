@@ -59,9 +59,7 @@ def test_quoted_code_is_the_examples():
     """Lines of the tutorial's code blocks that are not abridged stand so in the example distribution."""
     example = ROOT / "examples" / "panda-fusion-example"
     source = "\n".join(
-        path.read_text(encoding="utf-8")
-        for path in sorted(example.rglob("*"))
-        if path.suffix in {".py", ".toml"}
+        path.read_text(encoding="utf-8") for path in sorted(example.rglob("*")) if path.suffix in {".py", ".toml"}
     )
     for line in (
         'temperature: Annotated[float, Meta(gt=0, le=1000, description="softens both distributions")] = 1.0',

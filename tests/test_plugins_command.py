@@ -3,7 +3,6 @@ from typing import Annotated, Literal
 
 import pytest
 from msgspec import Meta
-from panda_fusion_cli.main import main
 
 from panda_fusion import hookimpl
 from panda_fusion.kd_loss import KDLoss, mean_per_prompt
@@ -11,6 +10,7 @@ from panda_fusion.method import Options
 from panda_fusion.plugin_manager import temporary_plugin
 from panda_fusion.similarity import Similarity
 from panda_fusion.task import Task
+from panda_fusion_cli.main import main
 
 
 class DoubleOptions(Options, frozen=True, kw_only=True):

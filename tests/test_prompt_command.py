@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from panda_fusion_cli.main import main
 from prompt_samples import TASK, change_json, contents, make_prompt, rewrite
 
 from panda_fusion.backbone import load_backbone
 from panda_fusion.plugin_manager import peft_methods
 from panda_fusion.prompt_file import file_sha256, load_prompt, save_prompt
 from panda_fusion.testing.backbones import make_tiny_backbone
+from panda_fusion_cli.main import main
 
 torch.set_num_threads(2)
 ROWS = [
@@ -159,17 +159,13 @@ def test_show_imports_no_torch(path: Path) -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(code)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        [sys.executable, "-c", program, str(path)], env=environment, check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-c", program, str(path)], env=environment, check=True, capture_output=True)
 
 
 # verify
 
 
-def test_verify_prints_one_line_per_file(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_prints_one_line_per_file(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "verify", path, path)
     assert (code, out.count("\n")) == (0, 2)
     assert out.startswith(f"ok: {path}")
@@ -196,9 +192,7 @@ def test_verify_json(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "is a folder" in failed["files"][1]["error"]
 
 
-def test_verify_against_a_backbone(
-    path: Path, fitting: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_against_a_backbone(path: Path, fitting: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "verify", fitting, "--model", model)[0] == 0
     code, out, _ = run(capsys, "verify", fitting, path, "--model", model)
     assert code == 1
@@ -297,9 +291,7 @@ def test_imported_task_embedding(
     torch.testing.assert_close(load_prompt(tmp_path / "p.safetensors").embedding, expected, atol=1e-5, rtol=0)
 
 
-def test_export_warns_of_other_predictions(
-    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_warns_of_other_predictions(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_prompt(make_prompt("prompt"), path)
     code, out, err = run(capsys, "export", path, "--out", tmp_path / "peft")
     assert code == 0
@@ -388,9 +380,7 @@ def test_failed_writing_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    code, _, err = run(
-        capsys, "import", tmp_path / "peft", "--model", model, "--task", task, *SHORT, "--out", fitting
-    )
+    code, _, err = run(capsys, "import", tmp_path / "peft", "--model", model, "--task", task, *SHORT, "--out", fitting)
     assert code == 1
     assert "no space left" in err
     assert fitting.read_bytes() == before

@@ -102,13 +102,8 @@ def test_limits_and_version_are_documented(text: str) -> None:
 
 def test_layout_of_every_built_in_method_is_documented(text: str) -> None:
     registry = peft_methods()
-    rows = {
-        match[1]: match[0]
-        for match in re.finditer(r"^\| `([a-z-]+)` \| `peft\..*$", text, flags=re.MULTILINE)
-    }
-    built_in = {
-        name for name in registry.names() if registry.entry(name).plugin.distribution == "panda-fusion"
-    }
+    rows = {match[1]: match[0] for match in re.finditer(r"^\| `([a-z-]+)` \| `peft\..*$", text, flags=re.MULTILINE)}
+    built_in = {name for name in registry.names() if registry.entry(name).plugin.distribution == "panda-fusion"}
     assert rows.keys() == built_in
     for name in built_in:
         stored = registry.create(name).stored().stored_shapes(shape_of(BACKBONE))

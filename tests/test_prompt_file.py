@@ -316,9 +316,7 @@ def test_flipped_bits_give_an_error_or_a_sound_prompt(path: Path) -> None:
             sound += 1
             assert isinstance(prompt, Prompt)
             assert prompt.head["classifier.weight"].shape == (len(prompt.task.labels), 16)
-            assert all(
-                bool(torch.isfinite(t).all()) for t in [*prompt.tensors.values(), *prompt.head.values()]
-            )
+            assert all(bool(torch.isfinite(t).all()) for t in [*prompt.tensors.values(), *prompt.head.values()])
     # Both must occur, or the test would show nothing: a flipped bit in a text value leaves a sound prompt.
     assert len(messages) > 100
     assert sound > 100
@@ -333,9 +331,7 @@ def test_replaced_slices_give_an_error_or_a_sound_prompt(path: Path) -> None:
     for _ in range(300):
         start = generator.randrange(8, 8 + length)
         stop = min(8 + length, start + generator.randrange(1, 60))
-        slice_ = generator.choice(
-            (b"", generator.randbytes(stop - start), data[8 : 8 + stop - start], b"[" * 40)
-        )
+        slice_ = generator.choice((b"", generator.randbytes(stop - start), data[8 : 8 + stop - start], b"[" * 40))
         header = data[8:start] + slice_ + data[stop : 8 + length]
         path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
         try:
@@ -366,9 +362,7 @@ def test_places_that_overlap_or_leave_gaps(path: Path) -> None:
 
 def test_more_data_than_allowed_is_not_read(tmp_path: Path) -> None:
     size = 2**31
-    header = json.dumps(
-        {"peft.key": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
-    ).encode()
+    header = json.dumps({"peft.key": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
     file = tmp_path / "p.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(file, 8 + len(header) + size)
@@ -434,9 +428,7 @@ def test_tensors_that_do_not_fit(path: Path) -> None:
         ({}, "head.", ["no head"]),
     ]
     for changes, without, words in cases:
-        kept = {
-            name: tensor for name, tensor in tensors.items() if not without or not name.startswith(without)
-        }
+        kept = {name: tensor for name, tensor in tensors.items() if not without or not name.startswith(without)}
         rewrite(path, kept | changes, metadata)
         refused(path, *words)
 
@@ -473,9 +465,7 @@ def test_deep_nesting(path: Path, field: str) -> None:
     for value in (nest(33), nest(100_000), "[" * 500_000, '{"a":' * 100_000):
         rewrite(path, tensors, metadata | {field: value})
         refused(path, field)
-    rewrite(
-        path, tensors, metadata | {"training": '{"text": "' + "[" * 1000 + '"}'}
-    )  # brackets in text are none
+    rewrite(path, tensors, metadata | {"training": '{"text": "' + "[" * 1000 + '"}'})  # brackets in text are none
     assert load_prompt(path).training == {"text": "[" * 1000}
 
 

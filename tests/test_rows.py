@@ -75,9 +75,7 @@ def test_windows_lines_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
 
 def test_regression_labels_become_floats(tmp_path: Path) -> None:
     for split in ("train", "validation"):
-        write_lines(
-            tmp_path / "scores" / f"{split}.jsonl", [{"text": "x", "label": 3}, {"text": "y", "label": 0.5}]
-        )
+        write_lines(tmp_path / "scores" / f"{split}.jsonl", [{"text": "x", "label": 3}, {"text": "y", "label": 0.5}])
     labels = load_task_data(SCORES, tmp_path).train.labels
     assert labels == [3.0, 0.5]
     assert all(type(label) is float for label in labels)
@@ -123,8 +121,7 @@ def test_select() -> None:
         ({"premise": "a", "hypothesis": "b", "label": -1}, "label -1 is not a class index from 0 to 2"),
         (
             {"premise": "a", "hypothesis": "b", "label": "neutrl"},
-            "label 'neutrl' is none of the task's labels (0 entailment, 1 neutral, 2 contradiction, nearest "
-            "'neutral')",
+            "label 'neutrl' is none of the task's labels (0 entailment, 1 neutral, 2 contradiction, nearest 'neutral')",
         ),
         ({"premise": "a", "hypothesis": "b", "label": "0"}, "label '0' is none of the task's labels"),
         ({"premise": "a", "hypothesis": "b", "label": True}, "found true"),
@@ -154,9 +151,7 @@ def test_bad_row_of_a_classification(tmp_path: Path, line: object, words: str) -
     ],
 )
 def test_bad_row_of_a_regression(tmp_path: Path, label: str, words: str) -> None:
-    write_lines(
-        tmp_path / "scores" / "train.jsonl", [{"text": "x", "label": 1}, f'{{"text": "y", "label": {label}}}']
-    )
+    write_lines(tmp_path / "scores" / "train.jsonl", [{"text": "x", "label": 1}, f'{{"text": "y", "label": {label}}}'])
     message = error_of(SCORES, tmp_path)
     assert "train.jsonl line 2: " in message
     assert words in message
@@ -164,9 +159,7 @@ def test_bad_row_of_a_regression(tmp_path: Path, label: str, words: str) -> None
 
 def test_invalid_utf8(tmp_path: Path) -> None:
     write_nli(tmp_path, [])
-    (tmp_path / "mynli" / "train.jsonl").write_bytes(
-        b'{"premise": "\xe9t\xe9", "hypothesis": "", "label": 0}\n'
-    )
+    (tmp_path / "mynli" / "train.jsonl").write_bytes(b'{"premise": "\xe9t\xe9", "hypothesis": "", "label": 0}\n')
     assert "train.jsonl line 1: byte 14 of the line (0xe9) is not UTF-8" in error_of(NLI, tmp_path)
 
 
@@ -205,9 +198,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     assert "pass the folder above it" in error_of(NLI, tmp_path / "mynli")
 
 
-def test_a_file_that_cannot_be_opened_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_nli(tmp_path, ROWS)
 
     def refuse(*_: object, **__: object) -> None:
@@ -308,9 +299,7 @@ def test_hub_failure_says_to_pass_data(monkeypatch: pytest.MonkeyPatch, error: E
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     message = error_of(HUB, None)
-    assert message.startswith(
-        "Split 'train' of someone/nli (large) cannot be loaded from the Hugging Face Hub ("
-    )
+    assert message.startswith("Split 'train' of someone/nli (large) cannot be loaded from the Hugging Face Hub (")
     assert "pass --data DIR, where DIR/hubnli holds train.jsonl and validation.jsonl." in message
 
 
@@ -356,9 +345,7 @@ except DataError as error:
     print(error)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.startswith("Split 'train' of aps/super_glue (rte) cannot be loaded"), done.stderr
     assert "pass --data DIR" in done.stdout
     assert done.stdout.count("\n") == 1
@@ -371,9 +358,7 @@ def test_one_class_is_a_warning(tmp_path: Path) -> None:
     data = load_task_data(NLI, write_nli(tmp_path, [ROWS[1], ROWS[1]]))
     assert data.warnings == ("All 2 training rows have the label 'neutral'; there is nothing to learn.",)
     for split in ("train", "validation"):
-        write_lines(
-            tmp_path / "scores" / f"{split}.jsonl", [{"text": "x", "label": 3}, {"text": "y", "label": 3}]
-        )
+        write_lines(tmp_path / "scores" / f"{split}.jsonl", [{"text": "x", "label": 3}, {"text": "y", "label": 3}])
     assert load_task_data(SCORES, tmp_path).warnings == (
         "All 2 training rows have the value 3.0; there is nothing to learn.",
     )
@@ -445,9 +430,7 @@ def test_inputs_from_no_file_an_empty_one_and_an_unknown_kind(tmp_path: Path) ->
 def test_check_collects_problems_of_both_splits(tmp_path: Path) -> None:
     write_nli(tmp_path, ["{", ROWS[0], {"premise": "a"}], [{**ROWS[0], "label": 5}])
     report = check_task_data(NLI, tmp_path)
-    assert [
-        re.search(r"(train|validation)\.jsonl line (\d)", problem).groups() for problem in report.problems
-    ] == [
+    assert [re.search(r"(train|validation)\.jsonl line (\d)", problem).groups() for problem in report.problems] == [
         ("train", "1"),
         ("train", "3"),
         ("validation", "1"),
@@ -519,9 +502,7 @@ def test_selection_of_the_whole_has_the_size_asked_for() -> None:
 def test_selection_of_a_regression_is_spread() -> None:
     rest, selection = carve_selection(values(100), 0.2)
     assert len(selection) == 20
-    assert sorted(int(label) // 10 for label in selection.labels) == [
-        tenth for tenth in range(10) for _ in range(2)
-    ]
+    assert sorted(int(label) // 10 for label in selection.labels) == [tenth for tenth in range(10) for _ in range(2)]
     assert len(rest) == 80
 
 

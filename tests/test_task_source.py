@@ -34,9 +34,7 @@ def error_of(name: str | Path, data_dir: Path | None = None) -> str:
 
 def test_registered_tasks_load_without_problems() -> None:
     assert [
-        str(plugin)
-        for plugin in broken_plugins()
-        if plugin.plugin.name in ("glue", "superglue", "tiny-tasks")
+        str(plugin) for plugin in broken_plugins() if plugin.plugin.name in ("glue", "superglue", "tiny-tasks")
     ] == []
 
 
@@ -279,9 +277,7 @@ def test_a_label_of_the_validation_set_alone_counts(tmp_path: Path) -> None:
         ((True, False), "its rows hold 0 different ones in column 'label'"),
     ],
 )
-def test_labels_that_cannot_be_taken_from_the_data(
-    tmp_path: Path, labels: tuple[object, ...], words: str
-) -> None:
+def test_labels_that_cannot_be_taken_from_the_data(tmp_path: Path, labels: tuple[object, ...], words: str) -> None:
     folder = write_task(tmp_path / "t", NO_LABELS, labelled(*labels), labelled(labels[0]))
     assert words in error_of(folder)
 
@@ -289,9 +285,7 @@ def test_labels_that_cannot_be_taken_from_the_data(
 def test_f1_needs_two_classes_also_when_they_come_from_the_data(tmp_path: Path) -> None:
     toml = NO_LABELS + 'metric = "f1"\n'
     assert resolve_task(write_task(tmp_path / "t", toml, labelled(0, 1), labelled(0)), None).metric == "f1"
-    assert "set `metric` to macro_f1" in error_of(
-        write_task(tmp_path / "t", toml, labelled(0, 1, 2), labelled(0))
-    )
+    assert "set `metric` to macro_f1" in error_of(write_task(tmp_path / "t", toml, labelled(0, 1, 2), labelled(0)))
 
 
 def test_labels_need_a_file_to_come_from(tmp_path: Path) -> None:

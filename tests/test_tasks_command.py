@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from panda_fusion_cli.main import main
 from task_folders import ROWS, write_task
 
 from panda_fusion.plugin_manager import tasks
+from panda_fusion_cli.main import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:

@@ -42,13 +42,9 @@ def test_same_rows_in_another_process_with_another_hash_seed() -> None:
 
 
 def test_importing_the_world_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, panda_fusion.tiny.tasks; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = "import sys, panda_fusion.tiny.tasks; print('torch' in sys.modules or 'transformers' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
@@ -71,9 +67,7 @@ def test_sizes_columns_and_balance(name: str) -> None:
 @pytest.mark.parametrize("name", list(tasks.TASKS))
 def test_no_text_is_in_both_splits(name: str) -> None:
     task = tasks.TASKS[name]
-    texts = [
-        {row[column] for row in tasks.rows(name, split) for column in task.inputs} for split in tasks.SPLITS
-    ]
+    texts = [{row[column] for row in tasks.rows(name, split) for column in task.inputs} for split in tasks.SPLITS]
     assert not texts[0] & texts[1]
 
 

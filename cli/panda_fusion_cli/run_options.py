@@ -275,9 +275,7 @@ def check_prompt_file(path: Path) -> PromptMetadata:
     where = printable(str(path))
     header = read_header(path)
     metadata = decode_metadata(where, header.metadata)
-    check_tensors(
-        where, metadata, {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
-    )
+    check_tensors(where, metadata, {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()})
     return metadata
 
 

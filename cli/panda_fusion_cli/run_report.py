@@ -15,9 +15,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C; the best prompt so far has been written."""
 
 
-def report_run(
-    output: Output, result: Mapping[str, Any], out: Path, extra: Sequence[tuple[str, object]]
-) -> None:
+def report_run(output: Output, result: Mapping[str, Any], out: Path, extra: Sequence[tuple[str, object]]) -> None:
     """Print warnings, the final table and the JSON result of a run.
 
     Args:
@@ -31,13 +29,10 @@ def report_run(
     """
     if result["diverged"]:
         output.warn(
-            f"the loss stopped being finite; the best prompt, of step {result['best_step']}, was kept (lower"
-            " --lr)"
+            f"the loss stopped being finite; the best prompt, of step {result['best_step']}, was kept (lower --lr)"
         )
     if result["interrupted"]:
-        output.warn(
-            f"interrupted at step {result['steps']} of {result['steps_planned']}; the best so far was kept"
-        )
+        output.warn(f"interrupted at step {result['steps']} of {result['steps_planned']}; the best so far was kept")
     rows: list[tuple[str, object]] = [
         ("task", result["task"]),
         ("model", result["model"]),

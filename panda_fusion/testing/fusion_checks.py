@@ -21,9 +21,7 @@ CLASSES = 3
 SIMILARITIES = (0.9, 0.4, 0.2)
 
 
-def check_fusion(
-    method_type: type[Fusion], options: Options | None = None, name: str = "checked"
-) -> Iterator[Check]:
+def check_fusion(method_type: type[Fusion], options: Options | None = None, name: str = "checked") -> Iterator[Check]:
     """Checks of a fusion of prompts or predictions, with one, two and three sources.
 
     Args:
@@ -77,9 +75,7 @@ def _prompt_checks(method: PromptFusion, count: int) -> Iterator[Check]:
     def shapes() -> None:
         given = tensors()
         fused = fuse(given)
-        require(
-            set(fused) == set(given), f"tensors {sorted(given)} became {sorted(fused)}; expected no change"
-        )
+        require(set(fused) == set(given), f"tensors {sorted(given)} became {sorted(fused)}; expected no change")
         for name, tensor in fused.items():
             require(
                 tensor.shape == given[name].shape[1:],

@@ -23,9 +23,7 @@ SHAPES = {
 PACK = 3
 
 
-def check_kd_loss(
-    method_type: type[KDLoss], options: Options | None = None, name: str = "checked"
-) -> Iterator[Check]:
+def check_kd_loss(method_type: type[KDLoss], options: Options | None = None, name: str = "checked") -> Iterator[Check]:
     """Checks of a KD loss, for every task kind that it declares.
 
     Args:
@@ -73,9 +71,7 @@ def _checks_of_kind(method: KDLoss, kind: str) -> Iterator[Check]:
 
     def one_per_prompt() -> None:
         loss = method.loss(logits(2), targets(1), kind)
-        require(
-            loss.shape == (PACK,), f"the loss has the shape {_shape(loss)}; expected [{PACK}], one per prompt"
-        )
+        require(loss.shape == (PACK,), f"the loss has the shape {_shape(loss)}; expected [{PACK}], one per prompt")
         require(loss.dtype == torch.float32, f"the loss is {loss.dtype}; expected float32")
         require(bool(loss.isfinite().all()), "the loss of ordinary logits is not finite")
 
@@ -106,9 +102,7 @@ def _checks_of_kind(method: KDLoss, kind: str) -> Iterator[Check]:
         require(found is not None, "no gradient reaches the student's logits")
         assert found is not None
         require(bool(found.isfinite().all()), "the gradient at the student's logits is not finite")
-        require(
-            bool((found.flatten(1).abs().sum(1) > 0).all()), "the gradient at the student's logits is zero"
-        )
+        require(bool((found.flatten(1).abs().sum(1) > 0).all()), "the gradient at the student's logits is zero")
 
     def certain() -> None:
         student = (logits(2) * 40).requires_grad_()
@@ -147,9 +141,7 @@ def _checks_of_kind(method: KDLoss, kind: str) -> Iterator[Check]:
         mask = torch.ones((PACK, *SHAPES[kind][:-1]), dtype=torch.bool)
         mask[0] = False
         loss = method.loss(logits(2), targets(1), kind, mask)
-        require(
-            bool(loss.isfinite().all()), f"where nothing of a prompt counts the losses are {loss.tolist()}"
-        )
+        require(bool(loss.isfinite().all()), f"where nothing of a prompt counts the losses are {loss.tolist()}")
 
     def fused() -> None:
         goal = 0.35 * targets(1) + 0.2 * targets(3)  # as late fusion makes them: they need not sum to one

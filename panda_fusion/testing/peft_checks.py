@@ -164,9 +164,7 @@ def _stored(method: PEFTMethod, shape: BackboneShape) -> None:
         "stored() has other stored_shapes than the method itself",
     )
     require(reader.name == method.name, f"stored() is named {reader.name!r}; expected {method.name!r}")
-    require(
-        reader.virtual_tokens() == method.virtual_tokens(), "stored() has another number of virtual tokens"
-    )
+    require(reader.virtual_tokens() == method.virtual_tokens(), "stored() has another number of virtual tokens")
     _same_effect(method, trained, reader, reader.from_stored(stored, shape), shape)
     again = reader.to_stored(reader.from_stored(stored, shape), shape)
     require(
@@ -205,9 +203,7 @@ def _tokens(method: PEFTMethod, shape: BackboneShape) -> None:
 
     trained = {name: tensor[0] for name, tensor in perturbed(method, shape, 1).items()}
     matrix = method.token_matrix(method.to_stored(trained, shape))
-    require(
-        matrix.dim() == 2, f"token_matrix has the shape {list(matrix.shape)}; expected [tokens, features]"
-    )
+    require(matrix.dim() == 2, f"token_matrix has the shape {list(matrix.shape)}; expected [tokens, features]")
     rows = max(1, method.virtual_tokens())
     require(
         len(matrix) in (1, rows),
@@ -216,9 +212,7 @@ def _tokens(method: PEFTMethod, shape: BackboneShape) -> None:
     require(bool(matrix.isfinite().all()), "token_matrix is not finite")
 
 
-def _applied(
-    injection: Injection, shape: BackboneShape, pack: int, first: int = 0
-) -> dict[str, torch.Tensor]:
+def _applied(injection: Injection, shape: BackboneShape, pack: int, first: int = 0) -> dict[str, torch.Tensor]:
     """Everything that an injection adds, as tensors [G, ...]: transforms are applied to random layer outputs.
 
     Prompt g gets the layer outputs of number `first` + g, so that a prompt alone sees what it saw in a pack.
@@ -288,9 +282,7 @@ def _inside(run: Callable[[PEFTMethod, Backbone], None], method: PEFTMethod, mod
     run(method, tiny_backbone(model))
 
 
-def _pooled(
-    backbone: Backbone, injection: Injection | None, rows: Rows, examples: Sequence[int]
-) -> torch.Tensor:
+def _pooled(backbone: Backbone, injection: Injection | None, rows: Rows, examples: Sequence[int]) -> torch.Tensor:
     """[N, hidden]: the pooled vectors of these sample texts, padded to the longest of them."""
     import torch
 

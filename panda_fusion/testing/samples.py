@@ -117,9 +117,7 @@ def sample_method() -> PEFTMethod:
     )
 
 
-def sample_prompt(
-    backbone: Backbone, method: PEFTMethod, seed: int, shape: BackboneShape | None = None
-) -> Prompt:
+def sample_prompt(backbone: Backbone, method: PEFTMethod, seed: int, shape: BackboneShape | None = None) -> Prompt:
     """A made-up prompt of a method for a backbone (or another shape), with a head and a task embedding."""
     import torch
 

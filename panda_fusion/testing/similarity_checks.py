@@ -58,9 +58,7 @@ def check_similarity(
         best = method.score(_prompt(1), target, _context())
         for seed in (2, 3, 4):
             other = method.score(_prompt(seed), target, _context())
-            require(
-                other <= best + 1e-6, f"a prompt's similarity to itself is {best}, to another one {other}"
-            )
+            require(other <= best + 1e-6, f"a prompt's similarity to itself is {best}, to another one {other}")
 
     def no_target() -> None:
         found = method.score(_prompt(1), None, _context())

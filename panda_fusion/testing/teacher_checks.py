@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 SEED = 7
 
 
-def check_teacher(
-    method_type: type[Teacher], options: Options | None = None, name: str = "checked"
-) -> Iterator[Check]:
+def check_teacher(method_type: type[Teacher], options: Options | None = None, name: str = "checked") -> Iterator[Check]:
     """Checks of a teacher: it is built from made-up prompts on a tiny backbone, `fit` training for two steps.
 
     Args:
@@ -39,8 +37,7 @@ def check_teacher(
 
         built = method.build(_context(_sources(count)))
         expected = {
-            key: (count, *tensor.shape)
-            for key, tensor in built.method.create(_shape(), torch.Generator()).items()
+            key: (count, *tensor.shape) for key, tensor in built.method.create(_shape(), torch.Generator()).items()
         }
         _require_stack(built.tensors, "tensors")
         found = {key: tuple(tensor.shape) for key, tensor in built.tensors.items()}

@@ -170,9 +170,7 @@ _RELATIONS = (
     Relation(
         "chase",
         ("animal", "animal"),
-        _forms(
-            "{0} [chases|does not chase] {1}", "{0} [runs|does not run] after {1}", *_is_back("chased by")
-        ),
+        _forms("{0} [chases|does not chase] {1}", "{0} [runs|does not run] after {1}", *_is_back("chased by")),
     ),
     Relation("near", ("person", "animal"), _forms(*_is("near", "close to", "next to")), symmetric=True),
     Relation(
@@ -209,9 +207,7 @@ _RELATIONS = (
     ),
     Relation("colour", ("thing", "colour"), _forms(*_is(""), "the colour of {0} [is|is not] {1}"), key=(0,)),
     Relation("size", ("thing", "size"), _forms(*_is(""), "the size of {0} [is|is not] {1}"), key=(0,)),
-    Relation(
-        "older", ("person", "person"), _forms(*_is("older than"), *_is_back("younger than")), asymmetric=True
-    ),
+    Relation("older", ("person", "person"), _forms(*_is("older than"), *_is_back("younger than")), asymmetric=True),
     Relation(
         "teach",
         ("person", "person"),
@@ -223,15 +219,11 @@ _RELATIONS = (
         ),
         asymmetric=True,
     ),
-    Relation(
-        "parent", ("person", "person"), _forms(*_is("a parent of"), *_is_back("a child of")), asymmetric=True
-    ),
+    Relation("parent", ("person", "person"), _forms(*_is("a parent of"), *_is_back("a child of")), asymmetric=True),
     Relation(
         "help",
         ("person", "person"),
-        _forms(
-            "{0} [helps|does not help] {1}", "{1} [gets|does not get] help from {0}", *_is_back("helped by")
-        ),
+        _forms("{0} [helps|does not help] {1}", "{1} [gets|does not get] help from {0}", *_is_back("helped by")),
     ),
     Relation(
         "friend",
@@ -295,9 +287,7 @@ def _half(words: Sequence[str], part: str) -> tuple[str, ...]:
     return tuple(words[0 if part == "first" else 1 :: 2])
 
 
-def sample_cast(
-    rng: random.Random, part: str = "all", people: int = 3, others: int = 2, plurals: float = 0.25
-) -> Cast:
+def sample_cast(rng: random.Random, part: str = "all", people: int = 3, others: int = 2, plurals: float = 0.25) -> Cast:
     """A random cast from one slice of the names and nouns; a share of the animals and things is plural."""
 
     def nouns(words: Sequence[str], count: int) -> tuple[str, ...]:
@@ -384,9 +374,7 @@ def sample_fact(rng: random.Random, cast: Cast, relation: str) -> Fact:
             return Fact(relation, args)
 
 
-def sample_facts(
-    rng: random.Random, cast: Cast, relations: Sequence[str], negative: float = 0.0
-) -> list[Fact]:
+def sample_facts(rng: random.Random, cast: Cast, relations: Sequence[str], negative: float = 0.0) -> list[Fact]:
     """One fact for each relation named, all consistent and none following from another.
 
     `negative` is the chance of a fact to be a denial.
@@ -502,9 +490,7 @@ def sample_claim(rng: random.Random, heap: Heap, truth: bool) -> Claim:
     inside = [colour for colour, _ in heap.groups]
     outside = [colour for colour in VALUES["colour"] if colour not in inside]
     while True:
-        colours = (
-            rng.sample(inside + outside[:1], 2) if rng.random() < 0.4 else rng.sample(inside + outside, 2)
-        )
+        colours = rng.sample(inside + outside[:1], 2) if rng.random() < 0.4 else rng.sample(inside + outside, 2)
         near = heap.total if kind == "total" else heap.count(colours[0])
         claim = Claim(kind, colours[0], colours[1], min(10, max(1, near + rng.randint(-1, 1))))
         if holds(heap, claim) == truth:

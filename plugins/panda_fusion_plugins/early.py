@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class EarlyOptions(Options, frozen=True, kw_only=True):
     """Options of `early`."""
 
-    normalize: Annotated[
-        bool, Meta(description="divide by the sum of the similarities instead of their number")
-    ] = False
+    normalize: Annotated[bool, Meta(description="divide by the sum of the similarities instead of their number")] = (
+        False
+    )
 
 
 class EarlyFusion(PromptFusion):
@@ -30,16 +30,11 @@ class EarlyFusion(PromptFusion):
     Options = EarlyOptions
     options: EarlyOptions
 
-    def fuse(
-        self, tensors: Mapping[str, torch.Tensor], similarities: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def fuse(self, tensors: Mapping[str, torch.Tensor], similarities: torch.Tensor) -> dict[str, torch.Tensor]:
         from panda_fusion.fusion import fusion_weights
 
         weights = fusion_weights(similarities, self.options.normalize)
-        return {
-            name: (weights.view(-1, *[1] * (tensor.dim() - 1)) * tensor).sum(0)
-            for name, tensor in tensors.items()
-        }
+        return {name: (weights.view(-1, *[1] * (tensor.dim() - 1)) * tensor).sum(0) for name, tensor in tensors.items()}
 
 
 @hookimpl

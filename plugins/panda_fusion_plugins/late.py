@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class LateOptions(Options, frozen=True, kw_only=True):
     """Options of `late`."""
 
-    normalize: Annotated[
-        bool, Meta(description="divide by the sum of the similarities instead of their number")
-    ] = False
+    normalize: Annotated[bool, Meta(description="divide by the sum of the similarities instead of their number")] = (
+        False
+    )
 
 
 class LateFusion(PredictionFusion):
@@ -29,9 +29,7 @@ class LateFusion(PredictionFusion):
     Options = LateOptions
     options: LateOptions
 
-    def fuse(
-        self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None
-    ) -> torch.Tensor:
+    def fuse(self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None) -> torch.Tensor:
         from panda_fusion.fusion import fusion_weights
 
         weights = fusion_weights(similarities, self.options.normalize)

@@ -94,15 +94,11 @@ class Prefix(PEFTMethod):
         plain.name = self.name
         return plain
 
-    def to_stored(
-        self, tensors: Mapping[str, torch.Tensor], shape: BackboneShape
-    ) -> dict[str, torch.Tensor]:
+    def to_stored(self, tensors: Mapping[str, torch.Tensor], shape: BackboneShape) -> dict[str, torch.Tensor]:
         key, value = self._key_value({name: t.detach().unsqueeze(0) for name, t in tensors.items()}, shape)
         return {"key": key[0].clone(), "value": value[0].clone()}
 
-    def from_stored(
-        self, stored: Mapping[str, torch.Tensor], shape: BackboneShape
-    ) -> dict[str, torch.Tensor]:
+    def from_stored(self, stored: Mapping[str, torch.Tensor], shape: BackboneShape) -> dict[str, torch.Tensor]:
         if self.options.projection:
             raise OptionError(
                 "A stored prefix has no MLP to go on with, so prefix:projection must be 0 to start from one; "

@@ -26,9 +26,7 @@ class SingleFusion(PredictionFusion):
     def kd_scale(self, similarities: Sequence[float]) -> float:
         return float(similarities[0])
 
-    def fuse(
-        self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None
-    ) -> torch.Tensor:
+    def fuse(self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None) -> torch.Tensor:
         self.check_sources(len(targets))
         return targets[0].clone()
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from panda_fusion import hookimpl
 from panda_fusion.hookspecs import RegisterTask
-from panda_fusion.task import Kind, MetricName, Row, Split, Task
+from panda_fusion.task import Kind, MetricName, Row, SplitName, Task
 from panda_fusion.tiny import tasks
 
 PREFIX = "tiny/"
@@ -28,6 +28,6 @@ def register_tasks(register: RegisterTask) -> None:
         )
 
 
-def rows(name: str, split: Split) -> list[Row]:
+def rows(name: str, split: SplitName) -> list[Row]:
     """The rows of a task, by its full name (`tiny/nli`)."""
     return [dict(row) for row in tasks.rows(name.removeprefix(PREFIX), split)]

@@ -44,10 +44,7 @@ def command(output: Output, out: Path, seeds: int, device: Any, precision: Any) 
         demo = run_demo(out, range(seeds), chosen, dtype, progress.stage)
     output.table(
         ("", "source", "similarity to the target"),
-        [
-            (place, one.prompt.task.name, f"{one.similarity:.4f}")
-            for place, one in enumerate(demo.sources, 1)
-        ],
+        [(place, one.prompt.task.name, f"{one.similarity:.4f}") for place, one in enumerate(demo.sources, 1)],
         title=f"Sources, ranked by panda (the metric chose {demo.sources[0].prompt.task.name})",
         numeric=("", "similarity to the target"),
     )
@@ -70,8 +67,7 @@ def command(output: Output, out: Path, seeds: int, device: Any, precision: Any) 
             for one in demo.sources
         ],
         "systems": [
-            {"name": result.system.name, "best": result.best, "last": result.last}
-            for result in demo.comparison.results
+            {"name": result.system.name, "best": result.best, "last": result.last} for result in demo.comparison.results
         ],
         "seconds": demo.seconds,
         "wall_seconds": time.perf_counter() - started,

@@ -50,15 +50,11 @@ def show(name: str, output: Output) -> None:
     from panda_fusion.plugin_manager import registries, tasks
     from panda_fusion.registry import unknown_name
 
-    methods = [
-        _show_method(registry, entry, output) for registry, entry in _method_entries() if entry.name == name
-    ]
+    methods = [_show_method(registry, entry, output) for registry, entry in _method_entries() if entry.name == name]
     found = [_show_task(entry, output) for entry in tasks().entries() if entry.task.name == name]
     if not methods and not found:
         known = {known for registry in registries() for known in registry.names()} | set(tasks().names())
-        raise UnknownNameError(
-            unknown_name("method or task", name, sorted(known), "panda-fusion plugins list")
-        )
+        raise UnknownNameError(unknown_name("method or task", name, sorted(known), "panda-fusion plugins list"))
     output.result({"name": name, "methods": methods, "tasks": found})
 
 
@@ -137,9 +133,7 @@ def _selected(name: str | None) -> list[tuple[MethodRegistry[Any], MethodEntry]]
     entries = list(_method_entries())
     if name is None:
         return entries
-    chosen = [
-        (registry, entry) for registry, entry in entries if entry.name == name or _matches(name, entry.plugin)
-    ]
+    chosen = [(registry, entry) for registry, entry in entries if entry.name == name or _matches(name, entry.plugin)]
     plugins = [*load_plugins().plugins, *(item.plugin for item in broken_plugins())]
     if not chosen and not any(_matches(name, plugin) for plugin in plugins):
         known = {entry.name for _, entry in entries}

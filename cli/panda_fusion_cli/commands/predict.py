@@ -12,9 +12,7 @@ from panda_fusion_cli.help_sections import OUTPUT, SectionCommand, option
 from panda_fusion_cli.output import Output, output_options
 from panda_fusion_cli.run_options import FILE, max_length_option, model_options
 
-EXAMPLES = (
-    "panda-fusion predict sentiment.safetensors --model tiny --input rows.jsonl --out predictions.jsonl",
-)
+EXAMPLES = ("panda-fusion predict sentiment.safetensors --model tiny --input rows.jsonl --out predictions.jsonl",)
 ROWS = "Rows"
 
 

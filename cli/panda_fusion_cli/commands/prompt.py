@@ -105,9 +105,7 @@ def verify(context: click.Context, files: tuple[Path, ...], model: str | None, o
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="What to write."
-)
+@click.option("--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="What to write.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @output_options
 def export(file: Path, form: str, out: Path, output: Output) -> None:
@@ -135,9 +133,7 @@ def export(file: Path, form: str, out: Path, output: Output) -> None:
 
 @command.command("import")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="What to read."
-)
+@click.option("--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="What to read.")
 @click.option("--model", required=True, help="The backbone that it was trained on (name or folder).")
 @click.option("--task", required=True, help="The task that it was trained on (registered name or folder).")
 @click.option(
@@ -197,9 +193,7 @@ def import_(
         development = load_split(known, "validation", data_dir)
         prompt = with_task_embedding(prompt, backbone, development, max_length)
     else:
-        output.warn(
-            "the prompt has no task embedding, which the panda similarity compares; give --data to compute it"
-        )
+        output.warn("the prompt has no task embedding, which the panda similarity compares; give --data to compute it")
     digest = save_prompt(prompt, out)
     output.line(f"wrote {printable(str(out))} ({prompt.method} for {known.name}, sha256 {digest[:12]})")
     output.result(

@@ -81,17 +81,12 @@ def command(
         output.warn(warning)
     with training_progress(output) as progress:
         progress.stage("probe")
-        target = target_for(
-            metric, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"]
-        )
+        target = target_for(metric, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"])
     order = ranked(sources, score_sources(backbone, metric, sources, target.prompt, encoded))
     output.line(f"similarity to {data.task.name}: {metric.spec}")
     output.table(
         ("rank", "prompt", "task", "similarity"),
-        [
-            (place, one.prompt.path, one.prompt.task.name, f"{one.similarity:.4f}")
-            for place, one in enumerate(order, 1)
-        ],
+        [(place, one.prompt.path, one.prompt.task.name, f"{one.similarity:.4f}") for place, one in enumerate(order, 1)],
         numeric=("rank", "similarity"),
     )
     output.result(
@@ -104,8 +99,7 @@ def command(
                 "probe_seconds": target.seconds,
             },
             "ranking": [
-                {"prompt": one.prompt.path, "task": one.prompt.task.name, "similarity": one.similarity}
-                for one in order
+                {"prompt": one.prompt.path, "task": one.prompt.task.name, "similarity": one.similarity} for one in order
             ],
             "model": backbone.name,
             "device": backbone.device.type,

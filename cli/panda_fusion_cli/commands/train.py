@@ -93,9 +93,7 @@ def command(
     lineage = Lineage()
     if source is not None:
         check_prompt(source, backbone)
-        lineage = Lineage(
-            sources=(SourceInfo(path=source.path, sha256=source.sha256, task=source.task.name),)
-        )
+        lineage = Lineage(sources=(SourceInfo(path=source.path, sha256=source.sha256, task=source.task.name),))
     settings = run_settings(options)
     encoded = prepare(backbone, peft, data, settings)
     for warning in encoded.warnings:

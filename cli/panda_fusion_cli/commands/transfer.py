@@ -160,9 +160,7 @@ def command(
     seed = options["seed"]
     with training_progress(output) as progress:
         progress.stage("probe")
-        target = target_for(
-            metric, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed
-        )
+        target = target_for(metric, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed)
         values = score_sources(backbone, metric, sources, target.prompt, encoded)
         for path, value in zip(source_paths, values, strict=True):
             output.line(f"similarity of {path}: {value:.4f}")
@@ -200,9 +198,7 @@ def command(
     save_prompt(prompt, out)
     result = result_record(backbone, encoded, pack, 0, seed, started) | {
         "prompt": str(out),
-        "sources": [
-            {"path": str(path), "similarity": value} for path, value in zip(source_paths, values, strict=True)
-        ],
+        "sources": [{"path": str(path), "similarity": value} for path, value in zip(source_paths, values, strict=True)],
         "similarity": metric.spec,
         "teacher": methods.teacher.spec,
         "fusion": methods.fusion.spec,
@@ -217,10 +213,7 @@ def command(
         "probe_seconds": target.seconds,
     }
     extra: list[tuple[str, object]] = [
-        *(
-            ("source", f"{path} (similarity {value:.3f})")
-            for path, value in zip(source_paths, values, strict=True)
-        ),
+        *(("source", f"{path} (similarity {value:.3f})") for path, value in zip(source_paths, values, strict=True)),
         ("teacher, fusion, KD", f"{methods.teacher.spec}, {methods.fusion.spec}, {methods.kd.spec}"),
         ("lambda", f"{lambda_:g} (weight {signal.distillation.weight:.4g})"),
         ("teacher forward passes", signal.forward_passes),
