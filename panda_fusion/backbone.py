@@ -147,6 +147,11 @@ class Backbone:
 
         from panda_fusion.attention import prefix_scope
 
+        if injection is not None and torch.is_grad_enabled() and self._checkpoints():
+            raise BackboneError(
+                f"Gradient checkpointing is switched on in backbone {self.name!r}, which would lose the prompt when "
+                "layers are computed again; switch it off."
+            )
         count, width = input_ids.shape
         front = 0 if injection is None else injection.embedding_length
         columns = torch.arange(width, device=self.device)
@@ -176,6 +181,9 @@ class Backbone:
             self._set_dropout(dropout)
             hidden = self._model(**arguments).last_hidden_state
         return self._pool(hidden[:, front:], lengths)
+
+    def _checkpoints(self) -> bool:
+        return any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())
 
     def _bias(self, keep: torch.Tensor) -> torch.Tensor:
         """[N, T] boolean to the bias [N, 1, 1, T] that attention adds to its scores."""
@@ -228,7 +236,7 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
     with _quiet(logging):
         try:
             config = AutoConfig.from_pretrained(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever the libraries raise on files that are none, or broken
             raise BackboneError(
                 f"Model {name!r} cannot be loaded: it is neither 'tiny', nor a folder with a config.json, nor a "
                 f"name that the Hub answers for ({_first_line(error)})."
@@ -241,7 +249,7 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
                 model = AutoModelForSequenceClassification.from_pretrained(
                     path, config=config, attn_implementation=attention.NAME, dtype=torch.float32
                 )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:
             raise BackboneError(
                 f"Model {name!r} ({config.model_type}) cannot be used as a backbone: {_first_line(error)}."
             ) from error
@@ -249,6 +257,13 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
     base = getattr(model, prefix)
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"Model {name!r} is an encoder-decoder; this version takes encoders only.")
+    if not getattr(base, "_supports_attention_backend", False):
+        raise BackboneError(
+            f"Model {name!r} ({config.model_type}) does not run its attention through transformers' attention "
+            "interface, which prompts enter by; use BERT, RoBERTa, ELECTRA, DistilBERT, ModernBERT or another that does."
+        )
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise BackboneError(f"Model {name!r} has no tokenizer beside its weights; copy its tokenizer files there.")
     return Backbone(name, base, prefix, tokenizer, device, dtype)
 
 

@@ -79,7 +79,8 @@ def encode(
         token_types=None if types is None else _padded(types, lengths, np.int8).to(device),
         labels=None if labels is None else torch.tensor(labels, dtype=label_type, device=device),
         kind=kind,
-        truncated=int((lengths >= max_length).sum()),
+        # The tokenizer keeps what it cut off beside an encoding; only full rows can have any.
+        truncated=sum(bool(encoded.encodings[i].overflowing) for i in np.flatnonzero(lengths >= max_length)),
     )
 
 

@@ -40,8 +40,8 @@ def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split
     """
     if (task.kind, task.labels) != (prompt.task.kind, prompt.task.labels):
         raise DataError(
-            f"Task {task.name!r} is {_labels(task.kind, task.labels)}, but prompt {prompt.path or prompt.task.name!r} "
-            f"was trained on {prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on a task "
+            f"Task {task.name!r} is {_labels(task.kind, task.labels)}, but prompt "
+            f"{prompt.path or prompt.task.name!r} was trained on {prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on a task "
             "with the same labels, or transfer it first."
         )
     data = encode(backbone, split.texts, split.labels, task.kind, max_length)

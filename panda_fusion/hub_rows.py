@@ -36,7 +36,7 @@ def hub_rows(task: str, source: HubSource, split: SplitName) -> Iterator[tuple[i
     except Exception as error:  # `datasets` raises errors of many libraries; each of them means: no rows
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"SplitName {hub_split(source, split)!r} of {name} cannot be loaded from the Hugging Face Hub "
+            f"Split {hub_split(source, split)!r} of {name} cannot be loaded from the Hugging Face Hub "
             f"({printable(reason.rstrip('.'), 300)}); pass --data DIR, where DIR/{task} holds train.jsonl "
             "and validation.jsonl."
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from panda_fusion.errors import DataError, PromptFileError
@@ -36,16 +36,16 @@ def check_same_labels(where: str, info: TaskInfo, task: Task, advice: str) -> No
         )
 
 
-def check_one_method(methods: Mapping[str, str]) -> None:
+def check_one_method(methods: Sequence[tuple[str, str]]) -> None:
     """Check that source prompts share one PEFT method with the same options.
 
     Args:
-        methods: path of a prompt -> its stored method string.
+        methods: per source what to call it in an error, usually its path, and its stored method string.
 
     Raises:
         PromptFileError: two differ.
     """
-    (first, method), *others = methods.items()
+    (first, method), *others = methods
     for path, other in others:
         if other != method:
             raise PromptFileError(

@@ -96,7 +96,7 @@ def tokenised(backbone: Backbone, rows: Sequence[Sequence[str]]) -> dict[str, to
 
 def logits(backbone: Backbone, peft: PEFTMethod, tensors: Tensors, head: Tensors, data: EncodedSet) -> torch.Tensor:
     """[G, M, outputs] of the engine."""
-    outputs = next(reversed(list(head.values()))).shape[1]
+    outputs = min(tensor.shape[1] for tensor in head.values())  # the last layer is the narrowest
     return predict_logits(backbone, data, peft, tensors, head, outputs)
 
 

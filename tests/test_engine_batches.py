@@ -45,7 +45,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(2, 5) != first
 
 
-@pytest.mark.parametrize("count", [130, 1000, 5000])
+@pytest.mark.parametrize("count", [1000, 5000])
 def test_prompts_of_a_pack_meet_batches_of_equal_size_and_similar_width(count: int) -> None:
     """A pack is as wide as its widest prompt; that may cost only little beside one prompt alone."""
     lengths = lengths_of(count)

@@ -166,7 +166,7 @@ def test_first_losses_are_task_loss_plus_weighted_kd_loss(task: Task, tiny: Tiny
 
 @pytest.mark.parametrize("validated", [False, True])
 @pytest.mark.parametrize("spec", ["prefix:length=4", "prompt:length=4"])
-@pytest.mark.parametrize("rate", [1e15, 1e30, 1e38])
+@pytest.mark.parametrize("rate", [1e30, 1e38])
 def test_a_diverging_prompt_does_not_touch_the_others(rate: float, spec: str, validated: bool, tiny: Tiny) -> None:
     backbone, peft = tiny("bert"), method(spec)
     data = encoded(backbone, CLASSES, EXAMPLES)

@@ -572,14 +572,15 @@ GOODS = Topic(
     disliked=("resented", "cursed", "regretted"),
 )
 INTENSIFIERS = ("very", "really", "truly", "quite", "rather")
+#: Conclusions that differ in one word only, so that this word, hidden, can be told by the opinion alone.
 CONCLUSIONS: dict[bool, tuple[str, ...]] = {
     True: (
-        "i would recommend it", "i was pleased with it", "it was worth the money", "i gave it five stars",
-        "i would choose it again", "it made me smile",
+        "i was pleased with it", "i would recommend it", "it made me smile", "i would choose it again",
+        "i gave it five of five stars",
     ),
     False: (
-        "i would warn you against it", "i was upset about it", "it was a waste of money",
-        "i gave it one star", "i would avoid it next time", "it made me frown",
+        "i was upset with it", "i would avoid it", "it made me frown", "i would avoid it again",
+        "i gave it one of five stars",
     ),
 }  # fmt: skip
 
@@ -666,7 +667,7 @@ def _opinion_halves(rng: random.Random, same: bool) -> tuple[list[str], list[str
     good = rng.random() < 0.5
     subject = rng.choice(topic.things)
     # Many single clauses: what a word or a negator does must be learnt before what "but" does.
-    single = rng.random() < 0.45
+    single = rng.random() < 0.6
     first = [opinion_clause(rng, topic, subject, good) if single else opinion(rng, topic, good, subject)]
     second = [rng.choice(CONCLUSIONS[good == same])]
     if rng.random() < 0.5:
@@ -681,9 +682,9 @@ def passage(rng: random.Random, same: bool = True) -> tuple[list[str], list[str]
     apart.
     """
     roll = rng.random()
-    if roll < 0.58:
+    if roll < 0.5:
         return _fact_halves(rng, same)
-    if roll < 0.72:
+    if roll < 0.62:
         return _heap_halves(rng, same)
     return _opinion_halves(rng, same)
 

@@ -33,8 +33,8 @@ class Panda(Similarity):
         assert target.embedding is not None
         if source.embedding.shape != target.embedding.shape:
             raise PromptFileError(
-                f"Prompt {source.path or source.task.name!r} has a task embedding of {source.embedding.numel()} numbers "
-                f"and the target's prompt one of {target.embedding.numel()}; use prompts of one backbone."
+                f"Prompt {source.path or source.task.name!r} has a task embedding of {source.embedding.numel()} "
+                f"numbers and the target's prompt one of {target.embedding.numel()}; use prompts of one backbone."
             )
         return float(torch.cosine_similarity(source.embedding.double(), target.embedding.double(), dim=0))
 

@@ -128,8 +128,8 @@ def command(
     fusing.check_sources(len(source_paths))
     check_output(out, {"target's prompt": target_prompt} | {f"source {path}": path for path in source_paths})
     check_model_name(model)
-    described = {str(path): check_prompt_file(path) for path in source_paths}
-    check_one_method({path: metadata.method for path, metadata in described.items()})
+    described = [(str(path), check_prompt_file(path)) for path in source_paths]
+    check_one_method([(path, metadata.method) for path, metadata in described])
     data = open_task(task_name, data_dir)
     loss.check_kind(data.task.kind)
     check_target_prompt(target_prompt, data.task)
