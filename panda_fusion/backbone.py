@@ -260,7 +260,7 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
     if not getattr(base, "_supports_attention_backend", False):
         raise BackboneError(
             f"Model {name!r} ({config.model_type}) does not run its attention through transformers' attention "
-            "interface, which prompts enter by; use BERT, RoBERTa, ELECTRA, DistilBERT, ModernBERT or another that does."
+            "interface, which prompts enter by; use BERT, RoBERTa, ELECTRA, DistilBERT or ModernBERT."
         )
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise BackboneError(f"Model {name!r} has no tokenizer beside its weights; copy its tokenizer files there.")

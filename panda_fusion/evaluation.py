@@ -39,10 +39,11 @@ def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split
         DataError: the task's kind or labels are not those that the prompt was trained on.
     """
     if (task.kind, task.labels) != (prompt.task.kind, prompt.task.labels):
+        name = prompt.path or prompt.task.name
         raise DataError(
-            f"Task {task.name!r} is {_labels(task.kind, task.labels)}, but prompt "
-            f"{prompt.path or prompt.task.name!r} was trained on {prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on a task "
-            "with the same labels, or transfer it first."
+            f"Task {task.name!r} is {_labels(task.kind, task.labels)}, but prompt {name!r} was trained on "
+            f"{prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on a task with the same "
+            "labels, or transfer it first."
         )
     data = encode(backbone, split.texts, split.labels, task.kind, max_length)
     started = time.perf_counter()

@@ -133,7 +133,7 @@ def test_every_page_is_reachable() -> None:
     waiting = [ROOT / "README.md", ROOT / "docs" / "index.md"]
     while waiting:
         page = waiting.pop()
-        if page in reached or page.suffix != ".md":
+        if page in reached or page.suffix != ".md" or not page.is_file():
             continue
         reached.add(page)
         waiting += [(page.parent / unquote(link).partition("#")[0]).resolve() for link in links(page)]
@@ -235,7 +235,7 @@ def test_named_commands_exist(page: Path) -> None:
     from panda_fusion_cli.main import make_cli
 
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for words in re.findall(r"`panda-fusion ([a-z][^`]*)`", text):
+    for words in re.findall(r"`panda-fusion\s+([a-z][^`]*)`", text):
         group: click.Command = make_cli()
         for word in words.split():
             if not isinstance(group, click.Group) or not re.fullmatch(r"[a-z|]+", word):
