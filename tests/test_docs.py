@@ -382,6 +382,6 @@ def test_defaults_in_the_method_page() -> None:
     for name, what in (("early", plugins.fusions()), ("late", plugins.fusions())):
         assert what.create(name).options.normalize is False  # type: ignore[attr-defined]
     assert plugins.kd_losses().create("mse").spec == "mse:space=probs"
-    assert numbers(rf"no temperature for that table; ours is {number} by default") == [
+    assert numbers(rf"the temperature of that table; ours is {number} by default") == [
         plugins.kd_losses().create("kl").options.temperature  # type: ignore[attr-defined]
     ]

@@ -585,21 +585,22 @@ CONCLUSIONS: dict[bool, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def opinion_clause(rng: random.Random, topic: Topic, subject: str, good: bool) -> str:
-    """A clause that judges the subject as good or bad: plain, intensified, or by denying the contrary."""
-    verbs = {True: topic.liked, False: topic.disliked}
-    words = {True: topic.good, False: topic.bad}
-    roll = rng.random()
-    if roll < 0.25:
-        return f"the {subject} was {rng.choice(words[good])}"
-    if roll < 0.45:
-        return f"the {subject} was {rng.choice(INTENSIFIERS)} {rng.choice(words[good])}"
-    if roll < 0.70:
-        negator = rng.choice(("was not", "was never", "was hardly"))
-        return f"the {subject} {negator} {rng.choice(words[not good])}"
-    if roll < 0.85:
-        return f"i {rng.choice(verbs[good])} the {subject}"
-    return f"i never {rng.choice(verbs[not good])} the {subject}"
+def opinion_clause(rng: random.Random, topic: Topic, subject: str, good: bool, negated: float = 0.4) -> str:
+    """A clause that judges the subject as good or bad: plain, intensified, or by denying the contrary.
+
+    `negated` is the share of clauses that deny the contrary.
+    """
+    denies = rng.random() < negated
+    word_is_good = good != denies
+    if rng.random() < 0.33:
+        verb = rng.choice(topic.liked if word_is_good else topic.disliked)
+        return f"i never {verb} the {subject}" if denies else f"i {verb} the {subject}"
+    adjective = rng.choice(topic.good if word_is_good else topic.bad)
+    if denies:
+        return f"the {subject} {rng.choice(('was not', 'was never', 'was hardly'))} {adjective}"
+    if rng.random() < 0.45:
+        return f"the {subject} was {rng.choice(INTENSIFIERS)} {adjective}"
+    return f"the {subject} was {adjective}"
 
 
 def opinion(rng: random.Random, topic: Topic, good: bool, subject: str = "") -> str:
@@ -666,12 +667,15 @@ def _opinion_halves(rng: random.Random, same: bool) -> tuple[list[str], list[str
     topic = rng.choice((OUTINGS, GOODS))
     good = rng.random() < 0.5
     subject = rng.choice(topic.things)
-    # Many single clauses: what a word or a negator does must be learnt before what "but" does.
-    single = rng.random() < 0.6
-    first = [opinion_clause(rng, topic, subject, good) if single else opinion(rng, topic, good, subject)]
+    # Mostly single clauses without a negator: were the words as often denied as not, nothing would tell good
+    # words from bad ones, and what a word means must be learnt before what "not" and "but" do to it.
+    if rng.random() < 0.6:
+        first = [opinion_clause(rng, topic, subject, good, negated=0.15)]
+    else:
+        first = [opinion(rng, topic, good, subject)]
     second = [rng.choice(CONCLUSIONS[good == same])]
     if rng.random() < 0.5:
-        second.append(opinion_clause(rng, topic, subject, good == same))
+        second.append(opinion_clause(rng, topic, subject, good == same, negated=0.15))
     return first, second
 
 
@@ -682,9 +686,9 @@ def passage(rng: random.Random, same: bool = True) -> tuple[list[str], list[str]
     apart.
     """
     roll = rng.random()
-    if roll < 0.5:
+    if roll < 0.45:
         return _fact_halves(rng, same)
-    if roll < 0.62:
+    if roll < 0.55:
         return _heap_halves(rng, same)
     return _opinion_halves(rng, same)
 
