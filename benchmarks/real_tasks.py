@@ -170,7 +170,7 @@ def page(setup: Setup, sources: Sequence[Prompt], targets: Sequence[dict[str, An
         "",
         "Written by `benchmarks/real_tasks.py`; nothing on this page is typed by hand. Scores are percentages on the "
         f"validation set; ± is the sample standard deviation over seeds {', '.join(map(str, SEEDS))}. `best` is the "
-        "best epoch chosen on that same validation set, as in the PanDa paper; `last` is the end of the training, which "
+        "best epoch chosen on that same validation set, as in the PanDa paper; `last` is the end of training, which "
         "chooses nothing. The sources are trained once (seed 0). The training sets are small samples of the official "
         "ones, and the training is short: the figures are for comparing systems with each other, not with the paper.",
         "",
@@ -226,7 +226,7 @@ def page(setup: Setup, sources: Sequence[Prompt], targets: Sequence[dict[str, An
             "",
             f"## {target['target']}: {target['metric']}",
             "",
-            f"Batch size {target['batch_size']}, {target['epochs']} epochs. `training` is seconds per prompt (the three "
+            f"Batch size {target['batch_size']}, {target['epochs']} epochs. `training` is seconds per prompt (three "
             f"seeds share a pack), `teachers` the seconds of building the teachers and of their passes; the probe took "
             f"{target['probe_seconds']:.0f} s.",
             "",

@@ -42,8 +42,8 @@ def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split
         name = prompt.path or prompt.task.name
         raise DataError(
             f"Task {task.name!r} is {_labels(task.kind, task.labels)}, but prompt {name!r} was trained on "
-            f"{prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on a task with the same "
-            "labels, or transfer it first."
+            f"{prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on "
+            "a task with the same labels, or transfer it first."
         )
     data = encode(backbone, split.texts, split.labels, task.kind, max_length)
     started = time.perf_counter()

@@ -30,17 +30,18 @@ def check_model_name(name: str) -> None:
     if Path(name).is_dir():
         if not (Path(name) / CONFIG_FILE).is_file():
             raise BackboneError(
-                f"Model folder {shown} holds no {CONFIG_FILE}; name a folder that save_pretrained wrote, with"
-                " its tokenizer."
+                f"Model {shown!r} cannot be loaded: the folder holds no {CONFIG_FILE}; name a folder that"
+                " save_pretrained wrote, with its tokenizer."
             )
         return
     if Path(name).is_file():
         raise BackboneError(
-            f"Model {shown} is a file; name the folder that holds its {CONFIG_FILE}, weights and tokenizer."
+            f"Model {shown!r} cannot be loaded: it is a file; name the folder that holds its {CONFIG_FILE}, weights"
+            " and tokenizer."
         )
     looks_like_path = name.startswith((".", "~", os.sep)) or name.endswith(("/", os.sep)) or name.count("/") > 1
     if looks_like_path:
-        raise BackboneError(f"Model folder {shown} does not exist; check the path.")
+        raise BackboneError(f"Model {shown!r} cannot be loaded: there is no such folder; check the path.")
     if not _HUB_NAME.fullmatch(name):
         raise BackboneError(
             f"Model {shown!r} is neither 'tiny', nor a folder, nor a possible name on the Hub; check --model."

@@ -45,8 +45,6 @@ _TASK_TYPES = {
     "token-classification": "TOKEN_CLS",
     "extractive-qa": "QUESTION_ANS",
 }
-# P-tuning stores the output of its encoder, which is read as a plain prompt.
-_METHODS = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "P_TUNING": "prompt"}
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -244,7 +242,16 @@ def _rows_of(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 def _method_string(config: PeftConfig) -> str:
     from panda_fusion.plugin_manager import peft_methods
 
-    return peft_methods().create(f"{_METHODS[config.peft_type]}:length={config.num_virtual_tokens}").spec
+    name = _importable()[config.peft_type]
+    return peft_methods().create(f"{name}:length={config.num_virtual_tokens}").spec
+
+
+def _importable() -> dict[str, str]:
+    """PEFT type -> name of the registered method that reads it."""
+    from panda_fusion.plugin_manager import peft_methods
+
+    methods = peft_methods()
+    return {kind: name for name in methods.names() for kind in methods.load(name).peft_types}
 
 
 def _read_config(folder: Path) -> PeftConfig:
@@ -268,9 +275,10 @@ def _read_config(folder: Path) -> PeftConfig:
         check_nesting(raw)
         # Another method's configuration lacks the fields of a prompt; name the method rather than the field.
         kind = msgspec.json.decode(raw, type=dict[str, Any]).get("peft_type")
-        if not isinstance(kind, str) or kind not in _METHODS:
+        importable = _importable()
+        if not isinstance(kind, str) or kind not in importable:
             raise PromptFileError(
-                f"{where} is of PEFT type {printable(str(kind), 40)!r}; {', '.join(_METHODS)} can be imported."
+                f"{where} is of PEFT type {printable(str(kind), 40)!r}; {', '.join(importable)} can be imported."
             )
         return msgspec.json.decode(raw, type=PeftConfig)
     except (OSError, msgspec.MsgspecError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from panda_fusion.method import Method
 
@@ -21,6 +21,9 @@ class PEFTMethod(Method):
     A prompt has two forms: the *trainable* tensors that the optimizer sees and the *stored* tensors of the
     prompt file. They are the same for most methods; a re-parameterisation stores its result only.
     """
+
+    peft_types: ClassVar[tuple[str, ...]] = ()
+    """Types of the PEFT library whose saved prompts this class reads, given its option `length`."""
 
     @abstractmethod
     def virtual_tokens(self) -> int:

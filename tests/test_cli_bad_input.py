@@ -130,7 +130,7 @@ MODELS = {
     "model folder that is not there": (
         "train --task {w}/mood --model ./nowhere --out o.safetensors",
         1,
-        ["./nowhere", "does not exist"],
+        ["./nowhere", "no such folder"],
     ),
     "model folder without a model": (
         "evaluate {w}/mood.safetensors --task {w}/mood --model {w}",
@@ -490,12 +490,34 @@ def test_refused_before_anything_is_trained(work, tmp_path, line, named):
     assert snapshot(work.folder) == before
 
 
-def test_broken_config(work, tiny_folder, tmp_path):
+def _broken_config(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def _broken_weights(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"no weights")
+
+
+def _no_tokenizer(model: Path) -> None:
+    """transformers makes an empty tokenizer, to which every text is unknown."""
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").unlink()
+
+
+BROKEN_MODELS = {
+    _broken_config: "config",
+    _broken_weights: "header",
+    _no_tokenizer: "no tokenizer",
+}
+
+
+@pytest.mark.parametrize("spoil", BROKEN_MODELS)
+def test_broken_model_folders(work, tiny_folder, tmp_path, spoil):
     shutil.copytree(tiny_folder("bert"), tmp_path / "model")
-    (tmp_path / "model/config.json").write_text("{")
+    spoil(tmp_path / "model")
     before = snapshot(tmp_path)
     line = "train --task {w}/mood --model model --max-length 32 --out o.st"
-    check_refused(run(*work.words(line), cwd=tmp_path), 1, "'model'")
+    check_refused(run(*work.words(line), cwd=tmp_path), 1, "'model'", BROKEN_MODELS[spoil])
     assert snapshot(tmp_path) == before
 
 

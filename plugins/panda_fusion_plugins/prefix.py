@@ -39,6 +39,7 @@ class Prefix(PEFTMethod):
     """
 
     Options = PrefixOptions
+    peft_types = ("PREFIX_TUNING",)
     options: PrefixOptions
 
     def virtual_tokens(self) -> int:

@@ -29,6 +29,8 @@ class InputPrompt(PEFTMethod):
     """Lester et al.: P trained input embeddings, `embedding` [P, hidden]; the text's positions follow them."""
 
     Options = PromptOptions
+    # P-tuning stores the output of its encoder, which is a plain prompt.
+    peft_types = ("PROMPT_TUNING", "P_TUNING")
     options: PromptOptions
 
     def virtual_tokens(self) -> int:
