@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from panda_fusion.injection import Injection, OutputTransform, Rows
 
 from panda_fusion.errors import BackboneError
+from panda_fusion.model_name import TINY, check_model_name
 from panda_fusion.prompt import BackboneInfo
-
-TINY = "tiny"
-"""The name of the backbone that ships inside the package."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +224,7 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
     Raises:
         BackboneError: there is no such model, it has no fast path for prompts, or its files are broken.
     """
+    check_model_name(name)
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -246,8 +245,12 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
             with torch.random.fork_rng(devices=[]):
                 # Weights that a checkpoint lacks (a pooler, say) are drawn; the same ones every time.
                 torch.manual_seed(0)
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    path, config=config, attn_implementation=attention.NAME, dtype=torch.float32
+                model, loading = AutoModelForSequenceClassification.from_pretrained(
+                    path,
+                    config=config,
+                    attn_implementation=attention.NAME,
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
         except Exception as error:
             raise BackboneError(
@@ -264,6 +267,13 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
         )
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise BackboneError(f"Model {name!r} has no tokenizer beside its weights; copy its tokenizer files there.")
+    # transformers draws what a checkpoint lacks; fine for heads and poolers, not for the backbone itself.
+    missing = sorted(key for key in loading["missing_keys"] if key.startswith(f"{prefix}.") and ".pooler." not in key)
+    if missing:
+        raise BackboneError(
+            f"Model {name!r} lacks {len(missing)} of its weights, such as {missing[0]}; its weights belong to another "
+            "architecture or are incomplete, so download it again."
+        )
     return Backbone(name, base, prefix, tokenizer, device, dtype)
 
 

@@ -195,4 +195,7 @@ class _Fit:
             for k in range(count)
         ]
         settings = replace(self.settings, epochs=epochs, max_steps=max_steps)
-        return train_pack(self.backbone, method, students, self.task, self.train, settings)
+        pack = train_pack(self.backbone, method, students, self.task, self.train, settings)
+        if pack.interrupted:  # half a teacher teaches nothing
+            raise KeyboardInterrupt
+        return pack

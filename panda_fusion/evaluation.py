@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from panda_fusion.dataset import EncodedSet, encode
-from panda_fusion.errors import DataError
 from panda_fusion.inference import predict_logits
 from panda_fusion.metrics import score
 from panda_fusion.plugin_manager import peft_methods
+from panda_fusion.prompt_match import check_same_labels
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
@@ -38,13 +38,12 @@ def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split
     Raises:
         DataError: the task's kind or labels are not those that the prompt was trained on.
     """
-    if (task.kind, task.labels) != (prompt.task.kind, prompt.task.labels):
-        name = prompt.path or prompt.task.name
-        raise DataError(
-            f"Task {task.name!r} is {_labels(task.kind, task.labels)}, but prompt {name!r} was trained on "
-            f"{prompt.task.name!r}, {_labels(prompt.task.kind, prompt.task.labels)}; evaluate it on "
-            "a task with the same labels, or transfer it first."
-        )
+    check_same_labels(
+        prompt.path or prompt.task.name,
+        prompt.task,
+        task,
+        "evaluate it on a task with the same labels, or transfer it first",
+    )
     data = encode(backbone, split.texts, split.labels, task.kind, max_length)
     started = time.perf_counter()
     logits = _logits(backbone, prompt, data, max_length)
@@ -93,7 +92,3 @@ def _logits(backbone: Backbone, prompt: Prompt, data: EncodedSet, max_length: in
         outputs,
     )
     return logits[0].cpu().numpy()
-
-
-def _labels(kind: str, labels: Sequence[str]) -> str:
-    return f"a {kind}" + (f" with labels {', '.join(labels)}" if labels else "")

@@ -48,11 +48,16 @@ def train_probe(
         settings: the run's settings; epochs and evaluations do not apply.
         steps: training steps.
         seed: seed of the probe.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the step that was under way.
     """
     students = new_students(backbone, encoded.task, method, [seed], settings.learning_rate)
     per_epoch, _ = settings.training.steps(len(encoded.train))
     training = replace(settings.training, epochs=-(-steps // per_epoch), max_steps=steps)
     pack = train_pack(backbone, method, students, encoded.task, encoded.train, training)
+    if pack.interrupted:  # half a probe compares nothing
+        raise KeyboardInterrupt
     return finished_prompts(backbone, encoded, pack, students, replace(settings, training=training))[0]
 
 

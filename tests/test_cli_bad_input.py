@@ -12,6 +12,7 @@ import pytest
 import torch
 from cli_support import QUICK, Done, Work, finish, make_work, poison, run, snapshot, start, write_task
 from prompt_samples import change_json, contents, rewrite
+from safetensors.torch import load_file, save_file
 
 import panda_fusion.backbone
 
@@ -180,13 +181,15 @@ OUTPUTS = {
 }
 
 
+@pytest.mark.parametrize(("line", "code", "named"), [pytest.param(*case, id=name) for name, case in USAGE.items()])
+def test_wrong_usage(work, tmp_path, line, code, named):
+    check_refused(run(*work.words(line), cwd=tmp_path), code, *named)
+    assert snapshot(tmp_path) == {}
+
+
 @pytest.mark.parametrize(
     ("line", "code", "named"),
-    [
-        pytest.param(*case, id=name)
-        for group in (USAGE, METHODS, TASKS, MODELS, OUTPUTS)
-        for name, case in group.items()
-    ],
+    [pytest.param(*case, id=name) for group in (METHODS, TASKS, MODELS, OUTPUTS) for name, case in group.items()],
 )
 def test_refused_before_torch_is_imported(work, tmp_path, without_torch, line, code, named):
     before = snapshot(work.folder)
@@ -498,6 +501,13 @@ def _broken_weights(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"no weights")
 
 
+def _weights_of_another_architecture(model: Path) -> None:
+    """transformers draws what it does not find, and says so in a log only."""
+    tensors = load_file(model / "model.safetensors")
+    renamed = {f"other.{name}": tensor for name, tensor in tensors.items()}
+    save_file(renamed, model / "model.safetensors", {"format": "pt"})
+
+
 def _no_tokenizer(model: Path) -> None:
     """transformers makes an empty tokenizer, to which every text is unknown."""
     (model / "tokenizer.json").unlink()
@@ -507,6 +517,7 @@ def _no_tokenizer(model: Path) -> None:
 BROKEN_MODELS = {
     _broken_config: "config",
     _broken_weights: "header",
+    _weights_of_another_architecture: "of its weights",
     _no_tokenizer: "no tokenizer",
 }
 

@@ -17,6 +17,8 @@ import pytest
 from cli_support import PROGRAM, QUICK, Work, environment, finish, make_work, run, snapshot, start
 from sklearn.metrics import accuracy_score
 
+from panda_fusion import hookimpl
+from panda_fusion.plugin_manager import temporary_plugin
 from panda_fusion.prompt_file import load_prompt
 
 TRAIN = "train --task {w}/mood --model {model} " + QUICK
@@ -292,6 +294,28 @@ def test_interrupt_keeps_the_best_so_far(work, tmp_path):
     assert 4 <= result["steps"] < result["steps_planned"] == 200000
     assert load_prompt(tmp_path / "kept.safetensors").scores["best"] == {"accuracy": result["best"]}
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stage"),
+    [("--probe-steps 100000", "probe"), ("--teacher target-like:epochs=100000 --similarity constant", "teacher")],
+)
+def test_interrupt_before_the_student_stops_and_writes_nothing(work, tmp_path, options, stage):
+    """Half a probe or half a teacher is no basis to go on from."""
+
+    class Impatient:
+        @hookimpl
+        def step_ended(self, step: int) -> None:
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    line = TRANSFER.replace("--probe-steps 2", "") + " --source {w}/mood.safetensors --out out.safetensors "
+    with temporary_plugin(Impatient(), "impatient"):
+        done = run(*work.words(line + options), cwd=tmp_path)
+    assert done.code == 130
+    assert done.err.splitlines()[-1] == "Interrupted."
+    assert [text.split(":")[0] for text in done.err.splitlines()[:-1] if text] == [stage]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_terminal_shows_a_bar_and_then_the_whole_table(work, tmp_path):

@@ -123,7 +123,8 @@ def test_gradients_equal_peft(model_type: str, projection: int, tiny: Tiny, tiny
     for name, tensor in (tensors | head).items():
         assert tensor.grad is not None
         assert float(tensor.grad.abs().max()) > 1e-4, name
-        assert largest(tensor.grad[0], expected[name]) <= 1e-6, name
+        # float32 sums in another order: seven digits of the largest element, less what the sum loses.
+        assert largest(tensor.grad[0], expected[name]) <= 1e-5 * max(1.0, float(expected[name].abs().max())), name
 
 
 def hand_distilbert(model: Any, batch: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:

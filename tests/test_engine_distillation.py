@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 from torch.nn import functional as F
 
+from panda_fusion import hookimpl
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import EncodedSet, epoch_batches
 from panda_fusion.distillation import DistillationMethods, TeacherSignal, check_methods, teacher_signal
@@ -25,7 +27,7 @@ from panda_fusion.fusion import PredictionFusion, PromptFusion
 from panda_fusion.head_fit import fit_heads
 from panda_fusion.inference import pooled_vectors
 from panda_fusion.kd_loss import KDLoss
-from panda_fusion.plugin_manager import fusions, kd_losses, teachers
+from panda_fusion.plugin_manager import fusions, kd_losses, teachers, temporary_plugin
 from panda_fusion.prompt import Prompt
 from panda_fusion.run import task_info
 from panda_fusion.students import HEAD_STREAM, new_students
@@ -401,6 +403,21 @@ def test_target_like_trains_one_epoch_or_a_thousand_steps(
     assert max_steps is None or epochs * per_epoch >= max_steps, "the epochs end before the steps do"
     for name, tensor in stacked_sources(tiny("bert"), 2).items():
         assert torch.equal(call["tensors"][name], tensor)
+
+
+class InterruptAtSecondStep:
+    """A plugin that presses Ctrl-C once."""
+
+    @hookimpl
+    def step_ended(self, step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_while_teachers_train_ends_the_run(tiny: Tiny) -> None:
+    """A teacher cut short is no result worth keeping, and the student's training must not begin after it."""
+    with temporary_plugin(InterruptAtSecondStep()), pytest.raises(KeyboardInterrupt):
+        signal_for(tiny("bert"), "target-like", "late")
 
 
 def test_target_like_equals_training_the_sources_by_hand(tiny: Tiny) -> None:

@@ -71,8 +71,6 @@ class Output:
         right = set(numeric)
         table = Table(
             box=box.SIMPLE_HEAD,
-            title=title and Text(title),
-            title_justify="left",
             show_edge=False,
             pad_edge=False,
         )
@@ -80,6 +78,8 @@ class Output:
             table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
+        if title:  # a title of rich's own is cut to the width of its table
+            self._print(Text(title))
         self._print(table)
 
     def result(self, values: Mapping[str, object]) -> None:

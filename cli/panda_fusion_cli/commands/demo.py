@@ -20,8 +20,20 @@ from panda_fusion_cli.output import Output, output_options
     help="Folder for prompts and report.",
 )
 @click.option("--seeds", type=click.IntRange(min=3, max=20), default=3, show_default=True, help="Seeds per system.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto takes CUDA where there is one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the frozen backbone; prompts, heads and losses always are fp32.",
+)
 @output_options
 def command(output: Output, out: Path, seeds: int, device: Any, precision: Any) -> None:
     """Train six source prompts, rank them for a target, and compare scratch, vanilla transfer and PanDa."""
