@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from panda_fusion.optimizer import PackedAdamW, PackedParameters
+from panda_fusion.random_streams import random_stream
 from panda_fusion.task_loss import task_losses
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def fit_heads(
     """
     count, examples = features.shape[:2]
     head = backbone.head(outputs)
-    generator = torch.Generator().manual_seed(seed)
+    generator = random_stream(seed, "teacher")
     start = head.create(generator)
     parameters = PackedParameters([start] * count, features.device)
     steps = min(MAX_STEPS, max(MIN_STEPS, EPOCHS * examples // BATCH_SIZE))

@@ -78,6 +78,7 @@ class TargetPrompt:
 
 def target_for(
     similarity: Similarity,
+    sources: Sequence[Prompt],
     given: Prompt | None,
     backbone: Backbone,
     method: PEFTMethod,
@@ -87,7 +88,12 @@ def target_for(
     steps: int,
     seed: int,
 ) -> TargetPrompt:
-    """The given prompt of the target, a probe where there is none, nothing where none is needed."""
+    """The given prompt of the target, a probe where there is none, nothing where none is needed.
+
+    Raises:
+        PromptFileError: a source lacks what the similarity compares; found out before the probe is trained.
+    """
+    similarity.check_sources(sources)
     if given is not None or not similarity.needs_target:
         return TargetPrompt(given)
     started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,6 +33,12 @@ class Similarity(Method):
 
     needs_target: ClassVar[bool] = True
     """Whether a prompt trained on the target task is needed (a short probe is trained if none is given)."""
+
+    def check_sources(self, sources: Sequence[Prompt]) -> None:
+        """Raise PromptFileError if a source lacks what is compared; called before a probe is paid for.
+
+        A probe has the method of the first source.
+        """
 
     @abstractmethod
     def score(self, source: Prompt, target: Prompt | None, context: SimilarityContext) -> float:

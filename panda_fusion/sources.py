@@ -35,7 +35,14 @@ def stack_sources(sources: Sequence[Prompt], shape: BackboneShape) -> tuple[PEFT
     from panda_fusion.plugin_manager import peft_methods
 
     check_one_method([(source.path or source.task.name, source.method) for source in sources])
-    method = peft_methods().create(sources[0].method)
+    first = sources[0]
+    for other in sources[1:]:
+        if _sizes(other) != _sizes(first):
+            raise PromptFileError(
+                f"Sources must have tensors of one shape to be used together, but {_name(first)} has {_sizes(first)} "
+                f"and {_name(other)} has {_sizes(other)}; transfer from them one at a time."
+            )
+    method = peft_methods().create(first.method)
     trainable = [method.from_stored(source.tensors, shape) for source in sources]
     return method, {name: torch.stack([one[name] for one in trainable]) for name in trainable[0]}
 

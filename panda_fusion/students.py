@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from panda_fusion.random_streams import random_stream
 from panda_fusion.trainer import Distillation, Student
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.task import Task
-
-HEAD_STREAM = 1 << 32
-"""Added to a seed for the head, so that head and prompt are drawn independently of each other's size."""
 
 
 def new_students(
@@ -41,7 +39,7 @@ def new_students(
     heads = heads_for(backbone, task, seeds)
     return [
         Student(
-            tensors=method.create(backbone.shape, torch.Generator().manual_seed(seed)) if start is None else start,
+            tensors=method.create(backbone.shape, random_stream(seed, "prompt")) if start is None else start,
             head=head,
             seed=seed,
             learning_rate=learning_rate,
@@ -54,4 +52,4 @@ def new_students(
 def heads_for(backbone: Backbone, task: Task, seeds: Sequence[int]) -> list[dict[str, torch.Tensor]]:
     """A new head per seed; the same seed gives the same head whatever the PEFT method."""
     head = backbone.head(task.outputs)
-    return [head.create(torch.Generator().manual_seed(HEAD_STREAM + seed)) for seed in seeds]
+    return [head.create(random_stream(seed, "head")) for seed in seeds]

@@ -29,8 +29,9 @@ from panda_fusion.inference import pooled_vectors
 from panda_fusion.kd_loss import KDLoss
 from panda_fusion.plugin_manager import fusions, kd_losses, teachers, temporary_plugin
 from panda_fusion.prompt import Prompt
+from panda_fusion.random_streams import random_stream
 from panda_fusion.run import task_info
-from panda_fusion.students import HEAD_STREAM, new_students
+from panda_fusion.students import new_students
 from panda_fusion.task import Task
 from panda_fusion.teacher import TeacherContext
 from panda_fusion.trainer import Student, TrainSettings, train_pack
@@ -432,7 +433,7 @@ def test_target_like_equals_training_the_sources_by_hand(tiny: Tiny) -> None:
     for seed in range(2):
         student = Student(
             tensors=source(backbone, seed).tensors,
-            head=backbone.head(3).create(torch.Generator().manual_seed(HEAD_STREAM + SEED)),
+            head=backbone.head(3).create(random_stream(SEED, "head")),
             seed=SEED,
             learning_rate=RATE,
         )

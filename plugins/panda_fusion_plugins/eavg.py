@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from panda_fusion import hookimpl
@@ -18,18 +19,28 @@ if TYPE_CHECKING:
 class Eavg(Similarity):
     """cos(mean_p s_p, mean_p t_p) over the tokens p of each prompt; the lengths may differ."""
 
+    def check_sources(self, sources: Sequence[Prompt]) -> None:
+        for source in sources:
+            _means(source, sources[0], "the probe")
+
     def score(self, source: Prompt, target: Prompt | None, context: SimilarityContext) -> float:
         import torch
 
         assert target is not None
-        first, second = _token_mean(source), _token_mean(target)
-        if first.shape != second.shape:
-            raise PromptFileError(
-                f"Prompt {source.path or source.task.name!r} ({source.method}) and the target's prompt "
-                f"({target.method}) have {first.numel()} and {second.numel()} features per token, so similarity "
-                "'eavg' cannot compare them; use prompts of one method or --similarity panda."
-            )
+        first, second = _means(source, target, "the target's prompt")
         return float(torch.cosine_similarity(first, second, dim=0))
+
+
+def _means(source: Prompt, target: Prompt, word: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token means of both; PromptFileError where they cannot be compared."""
+    first, second = _token_mean(source), _token_mean(target)
+    if first.shape != second.shape:
+        raise PromptFileError(
+            f"Prompt {source.path or source.task.name!r} ({source.method}) and {word} ({target.method}) have "
+            f"{first.numel()} and {second.numel()} features per token, so similarity 'eavg' cannot compare them; "
+            "use prompts of one method or --similarity panda."
+        )
+    return first, second
 
 
 def _token_mean(prompt: Prompt) -> torch.Tensor:

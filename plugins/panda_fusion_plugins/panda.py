@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from panda_fusion import hookimpl
@@ -10,6 +11,8 @@ from panda_fusion.hookspecs import RegisterMethod
 from panda_fusion.similarity import Similarity, SimilarityContext
 
 if TYPE_CHECKING:
+    import torch
+
     from panda_fusion.prompt import Prompt
 
 
@@ -19,24 +22,31 @@ class Panda(Similarity):
     The embeddings travel in the prompt files, so no data of the source tasks are needed.
     """
 
+    def check_sources(self, sources: Sequence[Prompt]) -> None:
+        for prompt in sources:
+            _embedding(prompt)
+
     def score(self, source: Prompt, target: Prompt | None, context: SimilarityContext) -> float:
         import torch
 
         assert target is not None
-        for prompt in (source, target):
-            if prompt.embedding is None:
-                raise PromptFileError(
-                    f"Prompt {prompt.path or prompt.task.name!r} carries no task embedding, which similarity 'panda' "
-                    "compares; train it with panda-fusion or use --similarity eavg."
-                )
-        assert source.embedding is not None
-        assert target.embedding is not None
-        if source.embedding.shape != target.embedding.shape:
+        own, other = _embedding(source), _embedding(target)
+        if own.shape != other.shape:
             raise PromptFileError(
-                f"Prompt {source.path or source.task.name!r} has a task embedding of {source.embedding.numel()} "
-                f"numbers and the target's prompt one of {target.embedding.numel()}; use prompts of one backbone."
+                f"Prompt {source.path or source.task.name!r} has a task embedding of {own.numel()} "
+                f"numbers and the target's prompt one of {other.numel()}; use prompts of one backbone."
             )
-        return float(torch.cosine_similarity(source.embedding.double(), target.embedding.double(), dim=0))
+        return float(torch.cosine_similarity(own.double(), other.double(), dim=0))
+
+
+def _embedding(prompt: Prompt) -> torch.Tensor:
+    """[hidden] float32."""
+    if prompt.embedding is None:
+        raise PromptFileError(
+            f"Prompt {prompt.path or prompt.task.name!r} carries no task embedding, which similarity 'panda' "
+            "compares; train it with panda-fusion or use --similarity eavg."
+        )
+    return prompt.embedding
 
 
 @hookimpl

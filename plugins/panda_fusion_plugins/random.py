@@ -18,7 +18,10 @@ class RandomTeacher(Teacher):
     def build(self, context: TeacherContext) -> TeacherPrompts:
         import torch
 
-        generator = torch.Generator().manual_seed(context.seed)
+        from panda_fusion.random_streams import random_stream
+
+        # Not the students' stream: the first random teacher would be the student's own start.
+        generator = random_stream(context.seed, "teacher")
         count = max(1, len(context.sources))
         made = [context.method.create(context.backbone.shape, generator) for _ in range(count)]
         tensors = {name: torch.stack([one[name] for one in made]) for name in made[0]}

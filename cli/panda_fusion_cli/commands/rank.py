@@ -81,7 +81,9 @@ def command(
         output.warn(warning)
     with training_progress(output) as progress:
         progress.stage("probe")
-        target = target_for(metric, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"])
+        target = target_for(
+            metric, sources, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"]
+        )
     order = ranked(sources, score_sources(backbone, metric, sources, target.prompt, encoded))
     output.line(f"similarity to {data.task.name}: {metric.spec}")
     output.table(

@@ -160,7 +160,9 @@ def command(
     seed = options["seed"]
     with training_progress(output) as progress:
         progress.stage("probe")
-        target = target_for(metric, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed)
+        target = target_for(
+            metric, sources, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed
+        )
         values = score_sources(backbone, metric, sources, target.prompt, encoded)
         for path, value in zip(source_paths, values, strict=True):
             output.line(f"similarity of {path}: {value:.4f}")
