@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -37,6 +39,20 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     if name == "fp32":
         return torch.float32
     return torch.bfloat16 if _native_bf16(device) else torch.float32
+
+
+@contextmanager
+def single_thread(device: torch.device) -> Iterator[None]:
+    """Run the block on one CPU thread: steps of microseconds only lose by waiting for each other's threads."""
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def precision_name(dtype: torch.dtype) -> str:

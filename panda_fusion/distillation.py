@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from panda_fusion.errors import TrainingError
 from panda_fusion.fusion import Fusion, PredictionFusion, PromptFusion, TrainingView
 from panda_fusion.head_fit import fit_heads
 from panda_fusion.inference import pooled_vectors, predict_logits
@@ -198,4 +199,9 @@ class _Fit:
         pack = train_pack(self.backbone, method, students, self.task, self.train, settings)
         if pack.interrupted:  # half a teacher teaches nothing
             raise KeyboardInterrupt
+        if any(pack.diverged):
+            raise TrainingError(
+                f"Teacher {pack.diverged.index(True) + 1} of {count} diverged while it was trained on the target; lower "
+                f"the learning rate (it is {self.learning_rate:g}) or use --teacher source."
+            )
         return pack

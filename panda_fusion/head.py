@@ -65,8 +65,8 @@ class Head:
         """Name and shape of every trainable parameter (without pack axis)."""
 
     def create(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """New parameters of one head, float32 on the CPU: as transformers initialises them (normal weights
-        with the config's standard deviation, zero biases, unit norms)."""
+        """New parameters of one head, float32 on the CPU: normal weights with the config's standard deviation, zero
+        biases, unit norms. That is how transformers draws them, ModernBERT's apart, which has a rule of its own."""
         created = {}
         for name, shape in self.shapes.items():
             if name.endswith("bias"):

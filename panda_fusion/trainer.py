@@ -438,10 +438,10 @@ class _Distiller:
 
 
 def _group_distillations(students: Sequence[Student], device: torch.device) -> list[_Distiller]:
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[type, str], list[int]] = {}
     for place, student in enumerate(students):
         if student.distillation is not None:
-            groups.setdefault(student.distillation.loss.spec, []).append(place)
+            groups.setdefault((type(loss := student.distillation.loss), loss.spec), []).append(place)
     made = []
     for places in groups.values():
         parts = [d for p in places if (d := students[p].distillation) is not None]

@@ -22,7 +22,7 @@ from panda_fusion import hookimpl
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import EncodedSet, epoch_batches
 from panda_fusion.distillation import DistillationMethods, TeacherSignal, check_methods, teacher_signal
-from panda_fusion.errors import OptionError, PromptFileError
+from panda_fusion.errors import OptionError, PromptFileError, TrainingError
 from panda_fusion.fusion import PredictionFusion, PromptFusion
 from panda_fusion.head_fit import fit_heads
 from panda_fusion.inference import pooled_vectors
@@ -499,3 +499,16 @@ def test_targets_follow_the_order_of_the_training_set(tiny: Tiny) -> None:
         students = new_students(backbone, CLASSES, peft, [0], RATE, distillation=replace(distillation, targets=targets))
         results.append(train_pack(backbone, peft, students, CLASSES, data, replace(SETTINGS, max_steps=1)))
     assert torch.equal(results[0].tensors["key"], results[1].tensors["key"])
+
+
+def test_a_teacher_that_diverges_is_an_error_and_not_a_nan_target(tiny: Tiny) -> None:
+    """One of two: training goes on as long as one prompt lives, so the loop itself does not complain."""
+    backbone = tiny("bert")
+    good, bad = source(backbone, 0), source(backbone, 1)
+    bad = replace(bad, tensors={name: torch.full_like(tensor, torch.nan) for name, tensor in bad.tensors.items()})
+    methods = DistillationMethods(teachers().create("target-like"), fusions().create("late"), loss_of("mse"), 0.05)
+    train = encoded(backbone, CLASSES, EXAMPLES)
+    with pytest.raises(TrainingError, match="Teacher 2 of 2 diverged"):
+        teacher_signal(
+            backbone, CLASSES, train, [good, bad], [1.0, 1.0], methods, method("prefix:length=4"), SETTINGS, RATE, SEED
+        )
