@@ -201,7 +201,7 @@ class _Fit:
             raise KeyboardInterrupt
         if any(pack.diverged):
             raise TrainingError(
-                f"Teacher {pack.diverged.index(True) + 1} of {count} diverged while it was trained on the target; lower "
-                f"the learning rate (it is {self.learning_rate:g}) or use --teacher source."
+                f"Teacher {pack.diverged.index(True) + 1} of {count} diverged while it was trained on the target; "
+                f"lower the learning rate (it is {self.learning_rate:g}) or use --teacher source."
             )
         return pack
