@@ -84,7 +84,8 @@ class Backbone:
         self._base_prefix = base_prefix
         self.shape = _shape(model)
         self.info = BackboneInfo(
-            name=name,
+            # Prompt files go to other people; the folders of this machine are not their business.
+            name=Path(name).resolve().name if Path(name).is_dir() else name,
             architecture=config.model_type,
             hidden=self.shape.hidden,
             layers=self.shape.layers,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from panda_fusion.distillation import DistillationMethods, TeacherSignal, teacher_signal
-from panda_fusion.prompt import Lineage, Prompt, SourceInfo
+from panda_fusion.prompt import Lineage, Prompt
 from panda_fusion.run import RunSettings, finished_prompts, train_students
-from panda_fusion.sources import start_from, transfer_lineage
+from panda_fusion.sources import source_info, start_from, transfer_lineage
 from panda_fusion.students import new_students
 from panda_fusion.trainer import Student, TrainedPack
 
@@ -179,4 +179,4 @@ def _signal(
 def _lineage(system: System, similarity: Similarity) -> Lineage:
     if system.methods is not None:
         return transfer_lineage(system.sources, system.similarities, system.methods, similarity)
-    return Lineage(sources=tuple(SourceInfo(path=s.path, sha256=s.sha256, task=s.task.name) for s in system.sources))
+    return Lineage(sources=tuple(source_info(s) for s in system.sources))

@@ -16,7 +16,7 @@ class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Which frozen backbone a prompt belongs to.
 
     Attributes:
-        name: name or path as the user gave it.
+        name: name on the Hub as the user gave it, or the last part of a folder's path.
         architecture: transformers model type (`bert`, `roberta`, ...).
         hidden: hidden size.
         layers: number of layers.
@@ -50,7 +50,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One source of a transferred prompt: file name, sha256 of the file, task, similarity to the target."""
+    """One source of a prompt: its file's name without folders, the file's sha256, task, similarity to the target."""
 
     path: str
     sha256: str

@@ -136,12 +136,13 @@ def read_metadata(path: str | os.PathLike[str]) -> PromptMetadata:
     return decode_metadata(printable(os.fspath(path)), read_header(path).metadata)
 
 
-def check_backbone(prompt: Prompt, info: BackboneInfo) -> None:
+def check_backbone(prompt: Prompt, info: BackboneInfo, given: str = "") -> None:
     """Check that a prompt was trained on this backbone.
 
     Args:
         prompt: any prompt.
         info: the backbone that it is to be used with.
+        given: what the user called it, for the message; its recorded name if empty.
 
     Raises:
         PromptFileError: architecture, a size, or only the weights differ; the message says which, and what to
@@ -149,7 +150,7 @@ def check_backbone(prompt: Prompt, info: BackboneInfo) -> None:
     """
     own = prompt.backbone
     where = printable(prompt.path) or "The prompt"
-    name, own_name = printable(info.name, 80), printable(own.name, 80)
+    name, own_name = printable(given or info.name, 80), printable(own.name, 80)
     if own.architecture != info.architecture:
         raise PromptFileError(
             f"{where} was trained on {own_name}, architecture {printable(own.architecture, 40)}, and {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,15 +71,17 @@ def start_from(source: Prompt, method: PEFTMethod, shape: BackboneShape) -> dict
     return method.from_stored(source.tensors, shape)
 
 
+def source_info(source: Prompt, similarity: float | None = None) -> SourceInfo:
+    """What a prompt's file says of one source; the folders of this machine are left out."""
+    return SourceInfo(path=Path(source.path).name, sha256=source.sha256, task=source.task.name, similarity=similarity)
+
+
 def transfer_lineage(
     sources: Sequence[Prompt], similarities: Sequence[float], methods: DistillationMethods, similarity: Similarity
 ) -> Lineage:
     """What a transferred prompt's file says of where it comes from."""
     return Lineage(
-        sources=tuple(
-            SourceInfo(path=source.path, sha256=source.sha256, task=source.task.name, similarity=value)
-            for source, value in zip(sources, similarities, strict=True)
-        ),
+        sources=tuple(source_info(source, value) for source, value in zip(sources, similarities, strict=True)),
         teacher=methods.teacher.spec,
         fusion=methods.fusion.spec,
         kd=methods.kd.spec,

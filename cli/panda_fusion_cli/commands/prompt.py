@@ -86,7 +86,7 @@ def verify(context: click.Context, files: tuple[Path, ...], model: str | None, o
         try:
             prompt = load_prompt(file)
             if backbone is not None:
-                check_backbone(prompt, backbone.info)
+                check_backbone(prompt, backbone.info, backbone.name)
                 check_head(printable(str(file)), prompt.head, backbone.head(head_outputs(prompt.task)).shapes)
         except PromptFileError as error:
             results.append({"path": file, "ok": False, "error": str(error), "sha256": None})

@@ -78,10 +78,10 @@ def command(
         peft = peft if method else peft_methods().create(described.method)
     data = open_task(task_name, data_dir)
 
-    from panda_fusion.prompt import Lineage, SourceInfo
+    from panda_fusion.prompt import Lineage
     from panda_fusion.prompt_file import load_prompt, save_prompt, shape_of
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
-    from panda_fusion.sources import start_from
+    from panda_fusion.sources import source_info, start_from
     from panda_fusion.students import new_students
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
@@ -93,7 +93,7 @@ def command(
     lineage = Lineage()
     if source is not None:
         check_prompt(source, backbone)
-        lineage = Lineage(sources=(SourceInfo(path=source.path, sha256=source.sha256, task=source.task.name),))
+        lineage = Lineage(sources=(source_info(source),))
     settings = run_settings(options)
     encoded = prepare(backbone, peft, data, settings)
     for warning in encoded.warnings:
