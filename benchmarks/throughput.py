@@ -114,13 +114,17 @@ class _TrainerClock(TrainerCallback):
         self.seconds = time.perf_counter() - self.started
 
 
-def peft_trainer(work: Work, bf16: bool, group_by_length: bool) -> float:
+def peft_trainer(work: Work, bf16: bool, group_by_length: bool, dropout: bool = True) -> float:
     """Samples per second of PEFT prefix tuning under the HF Trainer."""
     from peft import PrefixTuningConfig, get_peft_model
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     outputs = work.data.task.outputs
     model = AutoModelForSequenceClassification.from_pretrained(work.model, num_labels=outputs)
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
     model = get_peft_model(model, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=work.length))
     encoded = tokenizer(*work.data.train.texts, truncation="longest_first", max_length=work.max_length)
     rows = [
@@ -160,6 +164,7 @@ def contenders(work: Work) -> dict[str, Callable[[], float]]:
         "PEFT + HF Trainer, defaults (fp32)": lambda: peft_trainer(work, False, False),
         "PEFT + HF Trainer, bf16": lambda: peft_trainer(work, True, False),
         "PEFT + HF Trainer, bf16 + length grouping": lambda: peft_trainer(work, True, True),
+        "PEFT + HF Trainer, the same, dropout off": lambda: peft_trainer(work, True, True, dropout=False),
         "panda-fusion, fp32": lambda: ours(work, "fp32", 0.1, 0.0),
         "panda-fusion, auto precision": lambda: ours(work, "auto", 0.1, 0.0),
         "panda-fusion, auto, backbone dropout as PEFT": lambda: ours(work, "auto", 0.1, 0.1),
