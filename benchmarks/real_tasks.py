@@ -56,12 +56,12 @@ READING = """## Reading the tables
 Of the run at commit dcd8694:
 
 - **Vanilla transfer from a good source helps** (mrpc from qqp, cb from mnli), and more than anything else here.
-- **PanDa is where scratch is.** Its student starts from a random prompt, and with lambda 0.05 times a similarity of 0.2
-  to 0.4 the second signal is about a hundredth of the loss. The differences to scratch are within the spread. The
+- **PanDa is where scratch is.** Its student starts from a random prompt, and with lambda 0.05 times a similarity of
+  0.2 to 0.4 the second signal is about a hundredth of the loss. The differences to scratch are within the spread. The
   paper's gains over vanilla transfer are not reproduced in this short, small setting.
 - **rte is not learned** in three epochs (52 % of 277 rows is chance), so it says nothing about the systems.
-- **The metrics chose badly.** `panda` and `eavg` prefer qnli, the source with the fewest training steps; mnli for cb and
-  qqp for mrpc would have been right. One cause was looked for: sources and probe share seed 0 and thus one random
+- **The metrics chose badly.** `panda` and `eavg` prefer qnli, the source with the fewest training steps; mnli for cb
+  and qqp for mrpc would have been right. One cause was looked for: sources and probe share seed 0 and thus one random
   start, which short training does not leave behind. With a probe of another seed (`rank --seed 7`) mnli comes
   first for mrpc and qnli falls from 0.203 to 0.110, and qqp, the right choice, still comes third. Give sources
   and probe different seeds; longer training of the sources is the other thing to try.
@@ -195,8 +195,8 @@ def page(setup: Setup, sources: Sequence[Prompt], targets: Sequence[dict[str, An
     lines = [
         "# Results on real text",
         "",
-        "Written by `benchmarks/real_tasks.py`; no figure in the tables is typed by hand. Scores are percentages on the "
-        f"validation set; ± is the sample standard deviation over seeds {', '.join(map(str, SEEDS))}. `best` is the "
+        "Written by `benchmarks/real_tasks.py`; no figure in the tables is typed by hand. Scores are percentages on "
+        f"the validation set; ± is the sample standard deviation over seeds {', '.join(map(str, SEEDS))}. `best` is the "
         "best epoch chosen on that same validation set, as in the PanDa paper; `last` is the end of training, which "
         "chooses nothing. The sources are trained once (seed 0). The training sets are small samples of the official "
         "ones, and the training is short: the figures are for comparing systems with each other, not with the paper.",
