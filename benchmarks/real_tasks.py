@@ -195,11 +195,12 @@ def page(setup: Setup, sources: Sequence[Prompt], targets: Sequence[dict[str, An
     lines = [
         "# Results on real text",
         "",
-        "Written by `benchmarks/real_tasks.py`; no figure in the tables is typed by hand. Scores are percentages on "
-        f"the validation set; ± is the sample standard deviation over seeds {', '.join(map(str, SEEDS))}. `best` is the "
-        "best epoch chosen on that same validation set, as in the PanDa paper; `last` is the end of training, which "
-        "chooses nothing. The sources are trained once (seed 0). The training sets are small samples of the official "
-        "ones, and the training is short: the figures are for comparing systems with each other, not with the paper.",
+        "Written by `benchmarks/real_tasks.py`; no figure in the tables is typed by hand. Scores are percentages "
+        f"on the validation set; ± is the sample standard deviation over seeds {', '.join(map(str, SEEDS))}. "
+        "`best` is the best epoch chosen on that same validation set, as in the PanDa paper; `last` is the end of "
+        "training, which chooses nothing. The sources are trained once (seed 0). The training sets are small samples "
+        "of the official ones, and the training is short: the figures are for comparing systems with each other, not "
+        "with the paper.",
         "",
         f"Machine: {describe_machine(backbone.device)}, {precision_name(backbone.dtype)}, torch {torch.__version__}, "
         f"Python {platform.python_version()}. Backbone: all-MiniLM-L6-v2 (6 layers, 384 wide, from the package "
