@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sklearn.metrics import accuracy_score
 
 from panda_fusion import hookimpl
 from panda_fusion.plugin_manager import temporary_plugin
-from panda_fusion.prompt_file import load_prompt
+from panda_fusion.prompt_file import load_prompt, save_prompt
 
 TRAIN = "train --task {w}/mood --model {model} " + QUICK
 TRANSFER = "transfer --task {w}/mood --model {model} " + QUICK + " --max-steps 4 --probe-steps 2"
@@ -361,3 +362,15 @@ def test_a_terminal_shows_a_bar_and_then_the_whole_table(work, tmp_path):
         "prompt",
     ]
     assert table[-1].split() == ["prompt", "o.st"]
+
+
+def test_a_negative_similarity_is_told(chain, work, tmp_path):
+    """The opposite of the target's own task embedding has cosine -1; every equation then pushes away."""
+    own = chain["folder"] / "own.safetensors"
+    prompt = load_prompt(own)
+    save_prompt(replace(prompt, embedding=-prompt.embedding), tmp_path / "opposite.safetensors")
+    for sources in ("--source opposite.safetensors", "--source opposite.safetensors --source {own}"):
+        line = TRANSFER + " --target-prompt {own} --out out.safetensors " + sources
+        done = run(*work.words(line, own=own), cwd=tmp_path)
+        assert done.code == 0, done.err
+        assert "Warning: the similarity of opposite.safetensors is negative (-1)" in done.err

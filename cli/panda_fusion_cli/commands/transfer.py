@@ -179,11 +179,11 @@ def command(
             settings.learning_rate,
             seed,
         )
-        if signal.distillation.weight < 0:
+        if min(values) < 0:
+            worst = source_paths[values.index(min(values))]
             output.warn(
-                f"the KD weight is {signal.distillation.weight:.3g} because the similarity is negative, so"
-                " eq. 4 pushes the student away from the teacher; choose another source or --similarity"
-                " constant"
+                f"the similarity of {worst} is negative ({min(values):.3g}), so the student is pushed away from what"
+                " that source knows; leave it out, or use --similarity constant"
             )
         progress.stage("student")
         students = new_students(
