@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def main_metric(metric: MetricName) -> str:
-    """The score that a metric selects by: the first key of what `score` returns, the metric's own name."""
-    return metric
-
-
 def score(
     metric: MetricName, outputs: NDArray[np.floating], labels: Sequence[int] | Sequence[float]
 ) -> dict[str, float]:
