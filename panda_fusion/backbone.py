@@ -100,15 +100,20 @@ class Backbone:
         self._position_base = _position_base(model)
         self._embed: Any = self._model.get_input_embeddings()  # type: ignore[operator]
         self._uniform_mask = not _has_layer_masks(self._config)
-        self._heads: dict[int, Head] = {}
+        self._heads: dict[tuple[str, int], Head] = {}
 
-    def head(self, outputs: int) -> Head:
-        """The head with this many outputs (1 for regression)."""
-        from panda_fusion.head import Head
+    def head(self, outputs: int, kind: str = "classification") -> Head:
+        """The head of a task kind with this many outputs (`Task.outputs`).
 
-        if outputs not in self._heads:
-            self._heads[outputs] = Head(self._config, self._model, self._base_prefix, outputs, self.device)
-        return self._heads[outputs]
+        Raises:
+            BackboneError: transformers has no head for this kind on this architecture.
+        """
+        from panda_fusion.head import Head, head_kind
+
+        key = (head_kind(kind), outputs)
+        if key not in self._heads:
+            self._heads[key] = Head(self._config, self._model, self._base_prefix, outputs, self.device, kind)
+        return self._heads[key]
 
     def check_length(self, virtual_tokens: int, max_length: int) -> None:
         """Raise BackboneError if text and virtual tokens together do not fit into the position table."""
@@ -142,6 +147,19 @@ class Backbone:
         Returns:
             [N, hidden] in the backbone's dtype: each text's pooled vector. Virtual tokens never are part.
         """
+        hidden = self.hidden_states(input_ids, lengths, token_types, injection, rows, dropout)
+        return self._pool(hidden, lengths)
+
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        token_types: torch.Tensor | None,
+        injection: Injection | None,
+        rows: Rows,
+        dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """Like `forward`, but [N, T, hidden]: the last layer's states of the text's tokens, padding included."""
         import torch
 
         from panda_fusion.attention import prefix_scope
@@ -179,7 +197,7 @@ class Backbone:
                 stack.enter_context(_transformed(self._model, injection.outputs, rows))
             self._set_dropout(dropout)
             hidden = self._model(**arguments).last_hidden_state
-        return self._pool(hidden[:, front:], lengths)
+        return hidden[:, front:]
 
     def _checkpoints(self) -> bool:
         return any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())

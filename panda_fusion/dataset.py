@@ -21,12 +21,19 @@ class EncodedSet:
     """M tokenised examples of one split, kept on the training device.
 
     Attributes:
-        input_ids: [M, longest] int32, padded on the right.
-        lengths: [M] int64 real tokens per example.
-        token_types: [M, longest] int8 segment ids, or None for backbones without segments.
-        labels: [M] int64 class indices or float32 values; None for examples without labels.
+        input_ids: [M * rows, longest] int32, padded on the right; example m has the rows m * rows and following.
+        lengths: [M * rows] int64 real tokens per row.
+        token_types: [M * rows, longest] int8 segment ids, or None for backbones without segments.
+        labels: [M] int64 class indices or float32 values; [M, S] int64 with -100 where nothing counts:
+            token-classification has one per word, extractive-qa the tokens where the answer starts and ends
+            (0: no answer in this window). None for examples without labels.
         kind: task kind.
         truncated: how many examples were cut at the maximum length.
+        rows: token rows of one example: 1, or the most choices of any example of a multiple-choice task.
+        choices: [M] int64 real choices per example (multiple-choice); the rows of others hold a single token.
+        words: [M, S] int32 first token of every word (token-classification); -1: the word was cut off, or is none.
+        answerable: [M, longest] bool tokens where an answer may start or end (extractive-qa): the context and token 0.
+        reference: what scoring and decoding need beside the tensors; lost in a `subset`.
     """
 
     input_ids: torch.Tensor
@@ -35,20 +42,45 @@ class EncodedSet:
     labels: torch.Tensor | None
     kind: str
     truncated: int = 0
+    rows: int = 1
+    choices: torch.Tensor | None = None
+    words: torch.Tensor | None = None
+    answerable: torch.Tensor | None = None
+    reference: object = None
 
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
+        return self.input_ids.shape[0] // self.rows
+
+    def example_lengths(self) -> np.ndarray:
+        """[M] tokens of every example's longest row, on the host."""
+        return self.lengths.view(-1, self.rows).amax(1).cpu().numpy()
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> EncodedSet:
         """The examples at these indices, in this order."""
         index = torch.as_tensor(np.asarray(indices), dtype=torch.int64, device=self.input_ids.device)
+        rows = row_index(index, self.rows)
+
+        def pick(tensor: torch.Tensor | None, at: torch.Tensor) -> torch.Tensor | None:
+            return None if tensor is None else tensor[at]
+
         return replace(
             self,
-            input_ids=self.input_ids[index],
-            lengths=self.lengths[index],
-            token_types=None if self.token_types is None else self.token_types[index],
-            labels=None if self.labels is None else self.labels[index],
+            input_ids=self.input_ids[rows],
+            lengths=self.lengths[rows],
+            token_types=pick(self.token_types, rows),
+            labels=pick(self.labels, index),
+            choices=pick(self.choices, index),
+            words=pick(self.words, index),
+            answerable=pick(self.answerable, index),
+            reference=None,
         )
+
+
+def row_index(examples: torch.Tensor, rows: int) -> torch.Tensor:
+    """[N] example numbers to the [N * rows] numbers of their token rows."""
+    if rows == 1:
+        return examples
+    return (examples[:, None] * rows + torch.arange(rows, device=examples.device)).flatten()
 
 
 def encode(
@@ -93,7 +125,7 @@ def _padded(rows: Sequence[Sequence[int]], lengths: np.ndarray, dtype: type) -> 
 
 @dataclass(frozen=True)
 class Batch:
-    """N rows cut to their common longest length T, on the training device.
+    """N token rows cut to their common longest length T, on the training device.
 
     Attributes:
         input_ids: [N, T] int64.
@@ -107,8 +139,9 @@ class Batch:
 
 
 def gather(data: EncodedSet, index: torch.Tensor, width: int) -> Batch:
-    """The rows at `index` [N] (int64, on the data's device), cut to `width` tokens."""
+    """The token rows of the examples at `index` (int64, on the data's device), cut to `width` tokens."""
     types = data.token_types
+    index = row_index(index, data.rows)
     return Batch(
         input_ids=data.input_ids[index, :width].long(),
         lengths=data.lengths[index],

@@ -6,17 +6,20 @@ student's training costs no teacher pass at all, however many epochs it takes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from panda_fusion.errors import TrainingError
 from panda_fusion.fusion import Fusion, PredictionFusion, PromptFusion, TrainingView
 from panda_fusion.head_fit import fit_heads
-from panda_fusion.inference import pooled_vectors, predict_logits
+from panda_fusion.inference import head_features, head_features_shape, pooled_vectors, predict_logits
+from panda_fusion.readout import masked
 from panda_fusion.students import heads_for
 from panda_fusion.teacher import TeacherContext, TeacherPrompts
 from panda_fusion.trainer import Distillation, Student, TrainedPack, TrainSettings, train_pack
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
     from panda_fusion.prompt import Prompt
     from panda_fusion.task import Task
     from panda_fusion.teacher import Teacher
+
+
+FEATURE_BYTES = 2**30
+"""Most memory for the states that a teacher's head is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -147,20 +154,40 @@ def _teacher_logits(
 ) -> tuple[torch.Tensor, float, float]:
     """([K, M, C] logits on the CPU, seconds of the pass, seconds of fitting heads).
 
-    A head that must be fitted is fitted on the features of that same pass.
+    A head that must be fitted is fitted on the features of that same pass, or, where those of the whole training set
+    would not fit into memory, on those of a part of it, before the pass.
     """
     started = time.perf_counter()
     if prompts.head is not None:
         logits = predict_logits(backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs).cpu()
         return logits, time.perf_counter() - started, 0.0
-    features = pooled_vectors(backbone, train, prompts.method, prompts.tensors)
+    examples = _examples_to_fit_on(backbone, train, len(next(iter(prompts.tensors.values()))))
+    some = train if examples is None else train.subset(examples)
+    features = head_features(backbone, some, prompts.method, prompts.tensors)
     forward_seconds = time.perf_counter() - started
-    assert train.labels is not None
-    heads = fit_heads(backbone, features, train.labels, task.kind, task.outputs, seed)
-    on_device = {name: tensor.to(backbone.device) for name, tensor in heads.items()}
-    with torch.inference_mode():
-        logits = backbone.head(task.outputs)(on_device, features).cpu()
-    return logits, forward_seconds, time.perf_counter() - started - forward_seconds
+    heads = fit_heads(backbone, features, some, task.outputs, seed)
+    if examples is None:
+        on_device = {name: tensor.to(backbone.device) for name, tensor in heads.items()}
+        everything = torch.arange(len(train), device=backbone.device).expand(len(features), -1)
+        with torch.inference_mode():
+            logits = backbone.head(task.outputs, task.kind)(on_device, features)
+            logits = masked(logits, train, everything).cpu()
+        return logits, forward_seconds, time.perf_counter() - started - forward_seconds
+    fitted = time.perf_counter()
+    logits = predict_logits(backbone, train, prompts.method, prompts.tensors, heads, task.outputs).cpu()
+    passes = forward_seconds + time.perf_counter() - fitted
+    return logits, passes, time.perf_counter() - started - passes
+
+
+def _examples_to_fit_on(backbone: Backbone, train: EncodedSet, prompts: int) -> np.ndarray | None:
+    """Evenly spaced examples whose features fit into memory; None: all of them do.
+
+    States of every word or token, as the heads of tagging and QA read them, are a hundred times those of a
+    pooled vector.
+    """
+    shape = head_features_shape(backbone, train)
+    most = max(1, FEATURE_BYTES // (4 * prompts * math.prod(shape)))
+    return None if len(train) <= most else np.linspace(0, len(train) - 1, most).astype(np.int64)
 
 
 @dataclass(frozen=True)

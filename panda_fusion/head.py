@@ -9,8 +9,27 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.func import functional_call
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from panda_fusion.errors import BackboneError
+
+_MODELS: dict[str, Any] = {
+    "classification": AutoModelForSequenceClassification,
+    "multiple-choice": AutoModelForMultipleChoice,
+    "token-classification": AutoModelForTokenClassification,
+    "extractive-qa": AutoModelForQuestionAnswering,
+}
+
+
+def head_kind(kind: str) -> str:
+    """The task kind whose head a kind uses: a regression has the head of a classification."""
+    return "classification" if kind == "regression" else kind
 
 
 class _PooledStub(nn.Module):
@@ -28,39 +47,60 @@ class _PooledStub(nn.Module):
 
 
 class Head:
-    """The classification head of a backbone, run in float32 on one pooled vector per row.
+    """The head of a backbone for one task kind, run in float32.
 
     The head's own code is transformers' (with the base model replaced by a stub), so every architecture keeps
     its head: BERT a frozen pooler, dropout and a linear layer, RoBERTa and ELECTRA dense and out_proj, and so
-    on. Trainable are all parameters outside the base model; their names are transformers' names.
+    on. Trainable are all parameters outside the base model; their names are transformers' names. Where a head
+    for multiple choice needs a pooler that its backbone was loaded without (RoBERTa), the pooler is trained with it.
 
     Args:
         config: the backbone's transformers config.
         base: the base model, for its frozen pooler.
         base_prefix: the attribute under which AutoModelFor... keeps the base model.
-        outputs: classes, or 1 for regression.
+        outputs: classes or tags, 1 for regression and multiple choice, 2 for extractive QA.
         device: where the head runs.
+        kind: task kind.
+
+    Raises:
+        BackboneError: transformers has no head for this kind on this architecture.
     """
 
-    def __init__(self, config: Any, base: nn.Module, base_prefix: str, outputs: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Any,
+        base: nn.Module,
+        base_prefix: str,
+        outputs: int,
+        device: torch.device,
+        kind: str = "classification",
+    ) -> None:
         own = deepcopy(config)
         own.num_labels = outputs
         if getattr(own, "pad_token_id", None) is None:
             own.pad_token_id = 0  # heads of decoders refuse batches without one; pooling is done before
+        self.kind = head_kind(kind)
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(own)
+            try:
+                model = _MODELS[self.kind].from_config(own)
+            except ValueError as error:
+                raise BackboneError(
+                    f"Architecture {config.model_type!r} has no head for {kind} tasks in transformers; use a backbone "
+                    "that has one (docs/support.md)."
+                ) from error
+        own_pooler = getattr(getattr(model, base_prefix), "pooler", None)
         pooler = getattr(base, "pooler", None)
         frozen = None if pooler is None else deepcopy(pooler).float().requires_grad_(False).to(device)
-        setattr(model, base_prefix, _PooledStub(frozen))
+        missing = self.kind == "multiple-choice" and frozen is None and own_pooler is not None
+        setattr(model, base_prefix, _PooledStub(own_pooler if missing else frozen))
         self._model = model
-        self._stub_prefix = f"{base_prefix}."
         self._std = float(getattr(config, "initializer_range", 0.02))
         self.outputs = outputs
         self.device = device
         self.shapes: dict[str, tuple[int, ...]] = {
             name: tuple(parameter.shape)
             for name, parameter in model.named_parameters()
-            if not name.startswith(self._stub_prefix)
+            if missing or not name.startswith(f"{base_prefix}.")
         }
         """Name and shape of every trainable parameter (without pack axis)."""
 
@@ -78,26 +118,32 @@ class Head:
         return created
 
     def __call__(
-        self, parameters: Mapping[str, torch.Tensor], pooled: torch.Tensor, dropout: float = 0.0
+        self, parameters: Mapping[str, torch.Tensor], features: torch.Tensor, dropout: float = 0.0
     ) -> torch.Tensor:
         """Logits of a pack.
 
         Args:
             parameters: head parameters, each [G, ...].
-            pooled: [G, B, hidden], any float dtype.
+            features: any float dtype: pooled vectors [G, B, hidden]; for multiple choice those of R choices
+                [G, B, R, hidden]; for token-classification states of words [G, B, S, hidden]; for extractive QA states
+                of all tokens [G, B, T, hidden].
             dropout: probability of the head's dropout layers; 0 outside of training.
 
         Returns:
-            [G, B, outputs] float32.
+            float32 [G, B, outputs]; [G, B, R]; [G, B, S, outputs]; [G, B, 2, T].
         """
         self._set_dropout(dropout)
-        features = pooled.float().unsqueeze(2)
-        if features.shape[0] == 1:
-            return self._logits({k: v[0] for k, v in parameters.items()}, features[0]).unsqueeze(0)
-        return torch.vmap(self._logits, randomness="different")(dict(parameters), features)
+        states = features.float()
+        if self.kind in ("classification", "multiple-choice"):
+            states = states.unsqueeze(-2)  # a text of one token, the pooled one
+        if states.shape[0] == 1:
+            return self._logits({k: v[0] for k, v in parameters.items()}, states[0]).unsqueeze(0)
+        return torch.vmap(self._logits, randomness="different")(dict(parameters), states)
 
-    def _logits(self, parameters: dict[str, torch.Tensor], features: torch.Tensor) -> torch.Tensor:
-        output = functional_call(self._model, parameters, (), {"inputs_embeds": features})
+    def _logits(self, parameters: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        output = functional_call(self._model, parameters, (), {"inputs_embeds": states})
+        if self.kind == "extractive-qa":
+            return torch.stack((output.start_logits, output.end_logits), dim=1)
         return output.logits
 
     def _set_dropout(self, probability: float) -> None:

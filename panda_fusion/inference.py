@@ -9,9 +9,11 @@ import torch
 
 from panda_fusion.dataset import EncodedSet, gather, length_sorted_chunks
 from panda_fusion.injection import Rows
+from panda_fusion.readout import MASKED, logits_shape, masked, read
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
+    from panda_fusion.injection import Injection
     from panda_fusion.peft_method import PEFTMethod
 
 Tensors = Mapping[str, torch.Tensor]
@@ -32,9 +34,52 @@ def pooled_vectors(
         tensors: trainable tensors [G, ...] of that method.
 
     Returns:
-        [G, M, hidden] float32 on the backbone's device, in the order of `data` (G = 1 for the plain backbone).
+        [G, M, hidden] float32 on the backbone's device, in the order of `data` (G = 1 for the plain backbone); for
+        multiple choice the mean over an example's choices.
     """
-    return _pass(backbone, data, method, tensors, backbone.shape.hidden, lambda pooled: pooled)
+
+    def pool(index: torch.Tensor, width: int, injection: Injection | None, rows: Rows) -> torch.Tensor:
+        batch = gather(data, index.reshape(-1), width)
+        pooled = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, rows).float()
+        if data.choices is None:
+            return pooled.view(*index.shape, -1)
+        choices = data.choices[index]
+        real = torch.arange(data.rows, device=choices.device) < choices[..., None]
+        each = pooled.view(*index.shape, data.rows, -1) * real[..., None]
+        return each.sum(2) / choices[..., None]
+
+    return _pass(backbone, data, method, tensors, (backbone.shape.hidden,), 0.0, pool)
+
+
+def head_features(backbone: Backbone, data: EncodedSet, method: PEFTMethod, tensors: Tensors) -> torch.Tensor:
+    """What the head of the data's kind reads, for every prompt of a pack.
+
+    Args:
+        backbone: the frozen backbone.
+        data: M examples.
+        method: PEFT method of the pack.
+        tensors: its trainable tensors [G, ...].
+
+    Returns:
+        [G, M, ..., hidden] float32 on the backbone's device (`panda_fusion.readout.read`, for the whole split).
+    """
+
+    def states(index: torch.Tensor, width: int, injection: Injection | None, rows: Rows) -> torch.Tensor:
+        return read(backbone, data, index, width, injection, rows)
+
+    return _pass(backbone, data, method, tensors, head_features_shape(backbone, data), 0.0, states)
+
+
+def head_features_shape(backbone: Backbone, data: EncodedSet) -> tuple[int, ...]:
+    """[..., hidden] of one example over a whole split."""
+    hidden = backbone.shape.hidden
+    if data.choices is not None:
+        return (data.rows, hidden)
+    if data.words is not None:
+        return (data.words.shape[1], hidden)
+    if data.answerable is not None:
+        return (data.input_ids.shape[1], hidden)
+    return (hidden,)
 
 
 def predict_logits(
@@ -48,14 +93,20 @@ def predict_logits(
         method: PEFT method of the pack.
         tensors: its trainable tensors [G, ...].
         head: head parameters [G, ...].
-        outputs: width of the head.
+        outputs: width of the head (`Task.outputs`).
 
     Returns:
-        [G, M, outputs] float32 on the backbone's device, in the order of `data`.
+        float32 on the backbone's device, in the order of `data`: [G, M, outputs]; multiple-choice [G, M, R];
+        token-classification [G, M, S, outputs]; extractive-qa [G, M, 2, longest]. What cannot be chosen holds -1e4.
     """
     parameters = {name: tensor.to(backbone.device) for name, tensor in head.items()}
-    layer = backbone.head(outputs)
-    return _pass(backbone, data, method, tensors, outputs, lambda pooled: layer(parameters, pooled))
+    layer = backbone.head(outputs, data.kind)
+
+    def logits(index: torch.Tensor, width: int, injection: Injection | None, rows: Rows) -> torch.Tensor:
+        return masked(layer(parameters, read(backbone, data, index, width, injection, rows)), data, index)
+
+    fill = 0.0 if data.answerable is None else MASKED
+    return _pass(backbone, data, method, tensors, logits_shape(data, outputs), fill, logits)
 
 
 @torch.inference_mode()
@@ -64,10 +115,11 @@ def _pass(
     data: EncodedSet,
     method: PEFTMethod | None,
     tensors: Tensors | None,
-    width: int,
-    finish: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+    fill: float,
+    compute: Callable[[torch.Tensor, int, Injection | None, Rows], torch.Tensor],
 ) -> torch.Tensor:
-    """[G, M, width]: what `finish` makes of the pooled vectors [G, B, hidden] of every chunk."""
+    """[G, M, *shape]: what `compute` makes of every chunk of examples [G, B], `fill` behind shorter rows."""
     injection = None
     prompts = 1
     if method is not None:
@@ -75,12 +127,12 @@ def _pass(
         on_device = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
         injection = method.inject(on_device, backbone.shape)
         prompts = next(iter(on_device.values())).shape[0]
-    result = torch.empty((prompts, len(data), width), device=backbone.device)
-    lengths = data.lengths.cpu().numpy()
+    result = torch.full((prompts, len(data), *shape), fill, device=backbone.device)
+    lengths = data.example_lengths()
     budget = CUDA_TOKENS if backbone.device.type == "cuda" else CPU_TOKENS
-    for chunk in length_sorted_chunks(lengths, budget, prompts):
+    for chunk in length_sorted_chunks(lengths, budget, prompts * data.rows):
         index = torch.from_numpy(chunk).to(backbone.device)
-        batch = gather(data, index.repeat(prompts), int(lengths[chunk[0]]))
-        pooled = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(prompts))
-        result[:, index] = finish(pooled.view(prompts, len(chunk), -1)).float()
+        made = compute(index.expand(prompts, -1), int(lengths[chunk[0]]), injection, Rows(prompts)).float()
+        place: list[slice | torch.Tensor] = [slice(None), index, *(slice(size) for size in made.shape[2:])]
+        result[tuple(place)] = made
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,13 +43,15 @@ class Injection:
         key: [G, layers, P, kv_heads, head_dim]: P keys that every layer's attention sees before the text's.
         value: the values beside `key`, same shape.
         embedding: [G, P, input width]: P input embeddings in front of the text's.
-        outputs: submodule name (as in `named_modules` of the base model) -> transform of its output.
+        outputs: submodule name (as in `named_modules` of the base model) -> transform of its output, or a tuple
+            of transforms, the k-th for the k-th call of the module in one forward pass (ALBERT runs one module for
+            all layers). `per_layer` makes it from one transform per layer.
     """
 
     key: torch.Tensor | None = None
     value: torch.Tensor | None = None
     embedding: torch.Tensor | None = None
-    outputs: Mapping[str, OutputTransform] = field(default_factory=dict)
+    outputs: Mapping[str, OutputTransform | tuple[OutputTransform, ...]] = field(default_factory=dict)
 
     @property
     def prefix_length(self) -> int:
@@ -60,3 +62,19 @@ class Injection:
     def embedding_length(self) -> int:
         """P of the input prompt (0 without one)."""
         return 0 if self.embedding is None else self.embedding.shape[1]
+
+
+def per_layer(
+    names: Sequence[str], transforms: Sequence[OutputTransform]
+) -> dict[str, OutputTransform | tuple[OutputTransform, ...]]:
+    """`Injection.outputs` from one transform per layer.
+
+    Args:
+        names: a module of each layer (a field of `BackboneShape.layout`, or `layer_modules`); layers that share the
+            module have the same name.
+        transforms: one per layer.
+    """
+    calls: dict[str, tuple[OutputTransform, ...]] = {}
+    for name, transform in zip(names, transforms, strict=True):
+        calls[name] = (*calls.get(name, ()), transform)
+    return {name: own[0] if len(own) == 1 else own for name, own in calls.items()}

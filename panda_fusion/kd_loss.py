@@ -37,7 +37,10 @@ class KDLoss(Method):
 
     @abstractmethod
     def targets(self, logits: torch.Tensor, kind: str) -> torch.Tensor:
-        """Map teacher logits [..., C] (C = 1 for regression) to soft targets of the same shape."""
+        """Map teacher logits [..., C] (C = 1 for regression) to soft targets of the same shape.
+
+        Whole training sets of K teachers come at once; words that do not count are part of them.
+        """
 
     @abstractmethod
     def loss(
@@ -46,10 +49,12 @@ class KDLoss(Method):
         """One loss per prompt of the pack.
 
         Args:
-            student: student logits [G, B, C], or [G, B, T, C] for outputs per token; float32.
+            student: student logits [G, B, C], or [G, B, S, C] for S words (token-classification) or for an answer's
+                start and end, whose classes are the tokens (extractive-qa); float32. What cannot be chosen, such as a
+                choice that a row lacks, holds -1e4.
             targets: soft targets of the same shape, from `targets` and maybe averaged by a fusion.
             kind: the task kind.
-            mask: [G, B] or [G, B, T], True where the row (token) counts; None: all count.
+            mask: [G, B] or [G, B, S], True where the row (word) counts; None: all count.
 
         Returns:
             [G]: summed over classes, averaged over what counts.
@@ -57,7 +62,7 @@ class KDLoss(Method):
 
 
 def mean_per_prompt(losses: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Average losses [G, B] or [G, B, T] to [G], over the True places of a mask of the same shape."""
+    """Average losses [G, B] or [G, B, S] to [G], over the True places of a mask of the same shape."""
     flat = losses.flatten(1)
     if mask is None:
         return flat.mean(1)

@@ -24,6 +24,8 @@ class PEFTMethod(Method):
 
     peft_types: ClassVar[tuple[str, ...]] = ()
     """Types of the PEFT library whose saved prompts this class reads, given its option `length`."""
+    packable: ClassVar[bool] = True
+    """Whether several prompts can share a forward pass; False where a prompt changes the backbone itself."""
 
     @abstractmethod
     def virtual_tokens(self) -> int:

@@ -16,7 +16,7 @@ from panda_fusion import atomic_write
 from panda_fusion.errors import OptionError, PluginError, PromptFileError, UnknownNameError
 from panda_fusion.printable import printable
 from panda_fusion.prompt import BackboneInfo, Prompt
-from panda_fusion.prompt_metadata import PromptMetadata, decode_metadata, encode_metadata, head_outputs
+from panda_fusion.prompt_metadata import PromptMetadata, decode_metadata, encode_metadata
 from panda_fusion.safetensors_header import (
     MAX_DATA_BYTES,
     MAX_HEADER_BYTES,
@@ -24,6 +24,7 @@ from panda_fusion.safetensors_header import (
     open_regular,
     read_header,
 )
+from panda_fusion.task import head_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -305,7 +306,7 @@ def _check_head(where: str, head: dict[str, tuple[int, ...]], metadata: PromptMe
             f"{where} has no head (no tensor {HEAD_PREFIX}*); a prompt without the head it was trained with"
             " predicts nothing, ask its author for a whole file."
         )
-    outputs = head_outputs(metadata.task)
+    outputs = head_outputs(metadata.task.kind, metadata.task.labels)
     weights = {name.removesuffix(".weight"): shape for name, shape in head.items() if name.endswith(".weight")}
     matrices = {module: shape for module, shape in weights.items() if len(shape) == 2}
     last = {module: shape for module, shape in matrices.items() if module.split(".")[-1] in _OUTPUT_LAYERS}

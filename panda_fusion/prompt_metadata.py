@@ -26,7 +26,6 @@ MAX_LAYERS = 4096
 
 _JSON_FIELDS = ("method", "backbone", "task", "training", "scores", "lineage")
 _OPTIONAL_FIELDS = ("training", "scores", "lineage")
-_OUTPUTS = {"regression": 1, "multiple-choice": 1, "extractive-qa": 2}
 _WITH_LABELS = ("classification", "token-classification")
 
 T = TypeVar("T")
@@ -41,11 +40,6 @@ class PromptMetadata(msgspec.Struct, frozen=True, kw_only=True):
     training: dict[str, Any] = {}
     scores: dict[str, Any] = {}
     lineage: Lineage = Lineage()
-
-
-def head_outputs(task: TaskInfo) -> int:
-    """Width of the head of a task: classes (or tags), start and end for extractive-qa, else 1."""
-    return _OUTPUTS.get(task.kind, len(task.labels))
 
 
 def encode_metadata(where: str, metadata: PromptMetadata) -> dict[str, str]:

@@ -51,5 +51,5 @@ def new_students(
 
 def heads_for(backbone: Backbone, task: Task, seeds: Sequence[int]) -> list[dict[str, torch.Tensor]]:
     """A new head per seed; the same seed gives the same head whatever the PEFT method."""
-    head = backbone.head(task.outputs)
+    head = backbone.head(task.outputs, task.kind)
     return [head.create(random_stream(seed, "head")) for seed in seeds]

@@ -59,5 +59,12 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def outputs(self) -> int:
-        """Width of the head: the number of classes, 1 for regression."""
-        return 1 if self.kind == "regression" else len(self.labels)
+        """Width of the head: see `head_outputs`."""
+        return head_outputs(self.kind, self.labels)
+
+
+def head_outputs(kind: str, labels: tuple[str, ...]) -> int:
+    """Width of a task kind's head: classes or tags, 1 number per row or per choice, 2 for an answer's start and end."""
+    if kind in ("regression", "multiple-choice"):
+        return 1
+    return 2 if kind == "extractive-qa" else len(labels)

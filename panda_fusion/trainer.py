@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from panda_fusion.dataset import EncodedSet, epoch_batches, gather
+from panda_fusion.dataset import EncodedSet, epoch_batches
 from panda_fusion.errors import TrainingError
 from panda_fusion.inference import predict_logits
 from panda_fusion.injection import Rows
 from panda_fusion.interrupt import stop_on_interrupt
-from panda_fusion.metrics import score
 from panda_fusion.optimizer import PackedAdamW, PackedParameters
+from panda_fusion.readout import cut_targets, labels_and_mask, logits_shape, masked, read
+from panda_fusion.scoring import score_outputs
 from panda_fusion.task_loss import task_losses
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, torch.Tensor]
 _PEFT, _HEAD = "peft.", "head."
+EVALUATION_BYTES = 2**30
+"""Logits of an evaluation that are held at once; prompts of a large pack are evaluated in turn beyond that."""
 DEAD_CHECK_STEPS = 50
 """On a GPU, steps between two looks at whether any prompt still trains (each look waits for the device)."""
 
@@ -168,8 +171,14 @@ def train_pack(
         selection: the split that chooses the best step; None: the validation set does.
 
     Raises:
-        TrainingError: the loss of every prompt stopped being finite before anything was evaluated.
+        TrainingError: the loss of every prompt stopped being finite before anything was evaluated, or a PEFT method
+            that trains alone was given a pack.
     """
+    if len(students) > 1 and not method.packable:
+        raise TrainingError(
+            f"PEFT method {method.name!r} changes the backbone itself, so its prompts train one at a time; "
+            f"{len(students)} were given as one pack."
+        )
     return _Run(backbone, method, students, task, train, settings, validation, selection).train()
 
 
@@ -198,7 +207,7 @@ class _Run:
         ]
         self.parameters = PackedParameters(named, backbone.device)
         self.optimizer = PackedAdamW(self.parameters.flat, [s.learning_rate for s in students], self.total)
-        self.head = backbone.head(task.outputs)
+        self.head = backbone.head(task.outputs, task.kind)
         self.rows = Rows(len(students))
         self.distillers = _group_distillations(students, backbone.device)
         self.best_flat = self.parameters.flat.detach().clone()
@@ -268,7 +277,7 @@ class _Run:
 
     def _steps(self) -> Iterator[tuple[torch.Tensor, int]]:
         """([G, B] example indices on the device, longest row) of every step."""
-        lengths = self.data.lengths.cpu().numpy()
+        lengths = self.data.example_lengths()
         done = epoch = 0
         while done < self.total:
             plans = [epoch_batches(lengths, self.settings.batch_size, s.seed, epoch) for s in self.students]
@@ -296,21 +305,12 @@ class _Run:
         """Eq. 4 to 6 for every prompt: task loss plus weighted KD loss, [G]."""
         tensors = self.parameters.tensors()
         injection = self.method.inject(_part(tensors, _PEFT), self.backbone.shape)
-        batch = gather(self.data, index.reshape(-1), width)
-        pooled = self.backbone.forward(
-            batch.input_ids,
-            batch.lengths,
-            batch.token_types,
-            injection,
-            self.rows,
-            self.settings.backbone_dropout,
-        )
-        pooled = pooled.view(*index.shape, -1)
-        logits = self.head(_part(tensors, _HEAD), pooled, self.settings.dropout)
-        assert self.data.labels is not None
-        losses = task_losses(logits, self.data.labels[index], self.data.kind)
+        features = read(self.backbone, self.data, index, width, injection, self.rows, self.settings.backbone_dropout)
+        logits = masked(self.head(_part(tensors, _HEAD), features, self.settings.dropout), self.data, index)
+        labels, mask = labels_and_mask(self.data, index, width)
+        losses = task_losses(logits, labels, self.data.kind, mask)
         for distiller in self.distillers:
-            losses = distiller.add(losses, logits, index, self.data.kind)
+            losses = distiller.add(losses, logits, index, self.data.kind, mask)
         return losses
 
     def _time_to_look(self, step: int) -> bool:
@@ -334,23 +334,28 @@ class _Run:
 
     def _score(self, flat: torch.Tensor, data: EncodedSet) -> list[dict[str, float]]:
         tensors = self.parameters.tensors(flat)
-        logits = predict_logits(
-            self.backbone,
-            data,
-            self.method,
-            _part(tensors, _PEFT),
-            _part(tensors, _HEAD),
-            self.task.outputs,
-        )
-        assert data.labels is not None
-        labels = data.labels.tolist()
-        return [self._metrics(row, labels) for row in logits.cpu().numpy()]
+        peft, head = _part(tensors, _PEFT), _part(tensors, _HEAD)
+        each = 4 * len(data) * math.prod(logits_shape(data, self.task.outputs))
+        size = max(1, EVALUATION_BYTES // each)
+        scores = []
+        for first in range(0, len(self.students), size):
+            some = slice(first, first + size)
+            logits = predict_logits(
+                self.backbone,
+                data,
+                self.method,
+                {name: tensor[some] for name, tensor in peft.items()},
+                {name: tensor[some] for name, tensor in head.items()},
+                self.task.outputs,
+            )
+            scores += [self._metrics(row, data) for row in logits.cpu().numpy()]
+        return scores
 
-    def _metrics(self, logits: np.ndarray, labels: list[float]) -> dict[str, float]:
+    def _metrics(self, logits: np.ndarray, data: EncodedSet) -> dict[str, float]:
         """Scores of one prompt; NaN for one whose outputs are not finite, which the others must not feel."""
         if np.isfinite(logits).all():
-            return score(self.task.metric, logits, labels)
-        return dict.fromkeys(score(self.task.metric, np.zeros_like(logits), labels), float("nan"))
+            return score_outputs(self.task, data, logits)
+        return dict.fromkeys(score_outputs(self.task, data, np.zeros_like(logits)), float("nan"))
 
     def _evaluate(self, step: int) -> dict[str, list[float]]:
         """Score all prompts on the selection split and keep those that got better."""
@@ -429,11 +434,15 @@ class _Distiller:
     targets: torch.Tensor
     weights: torch.Tensor
 
-    def add(self, losses: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, kind: str) -> torch.Tensor:
-        """Losses [G] with the members' weighted KD losses added."""
+    def add(
+        self, losses: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, kind: str, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Losses [G] with the members' weighted KD losses added; over real tokens only (`mask`)."""
         own = index[self.members]
         places = torch.arange(len(self.members), device=index.device)[:, None]
-        values = self.loss.loss(logits[self.members], self.targets[places, own], kind)
+        targets = cut_targets(self.targets[places, own], logits)
+        counts = None if mask is None else mask[self.members]
+        values = self.loss.loss(logits[self.members], targets, kind, counts)
         return losses.index_add(0, self.members, self.weights * values)
 
 

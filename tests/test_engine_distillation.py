@@ -272,8 +272,7 @@ def reference_targets(
             for k in range(len(next(iter(prompts.values()))))
         ]
     )
-    assert data.labels is not None
-    heads = fit_heads(backbone, features, data.labels, "classification", 3, SEED)
+    heads = fit_heads(backbone, features, data, 3, SEED)
     return backbone.head(3)(heads, features).softmax(-1).detach()
 
 
@@ -330,8 +329,8 @@ def test_fitted_heads_are_reproducible_and_each_its_own(tiny: Tiny) -> None:
     data = encoded(backbone, CLASSES, 60)
     features = pooled_vectors(backbone, data, method("prefix:length=4"), stacked_sources(backbone, 3))
     assert data.labels is not None
-    first, again = (fit_heads(backbone, features, data.labels, "classification", 3, SEED) for _ in range(2))
-    other = fit_heads(backbone, features, data.labels, "classification", 3, SEED + 1)
+    first, again = (fit_heads(backbone, features, data, 3, SEED) for _ in range(2))
+    other = fit_heads(backbone, features, data, 3, SEED + 1)
     for name in first:
         assert torch.equal(first[name], again[name])
         assert not torch.equal(first[name], other[name])
@@ -339,7 +338,7 @@ def test_fitted_heads_are_reproducible_and_each_its_own(tiny: Tiny) -> None:
     commonest = entropy(data.labels.bincount().numpy())  # what a head that looks at nothing reaches
     for place in range(3):
         own = features[place : place + 1]
-        alone = fit_heads(backbone, own, data.labels, "classification", 3, SEED)
+        alone = fit_heads(backbone, own, data, 3, SEED)
         assert largest(backbone.head(3)(alone, own)[0], together[place]) <= 1e-3
         fitted = float(F.cross_entropy(together[place], data.labels))
         assert fitted < 0.9 * commonest

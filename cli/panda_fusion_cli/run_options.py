@@ -337,7 +337,11 @@ def check_prompt(prompt: Prompt, backbone: Backbone) -> None:
     """
     from panda_fusion.printable import printable
     from panda_fusion.prompt_file import check_backbone, check_head
-    from panda_fusion.prompt_metadata import head_outputs
+    from panda_fusion.task import head_outputs
 
     check_backbone(prompt, backbone.info, backbone.name)
-    check_head(printable(prompt.path), prompt.head, backbone.head(head_outputs(prompt.task)).shapes)
+    check_head(
+        printable(prompt.path),
+        prompt.head,
+        backbone.head(head_outputs(prompt.task.kind, prompt.task.labels), prompt.task.kind).shapes,
+    )

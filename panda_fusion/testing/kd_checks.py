@@ -18,6 +18,7 @@ SHAPES = {
     "regression": (5, 1),
     "multiple-choice": (5, 2),
     "token-classification": (5, 4, 3),
+    "extractive-qa": (5, 2, 7),
 }
 """Task kind -> [B, C] or [B, T, C] of the logits that the checks use."""
 PACK = 3

@@ -39,7 +39,13 @@ class MSE(KDLoss):
     def loss(
         self, student: torch.Tensor, targets: torch.Tensor, kind: str, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return mean_per_prompt((self._map(student, kind) - targets).square().sum(-1), mask)
+        difference = self._map(student, kind) - targets
+        if self.options.space == "logits":
+            from panda_fusion.readout import MASKED
+
+            # What cannot be chosen is no prediction; fused logits of it would not even cancel.
+            difference = difference.masked_fill(student <= MASKED, 0)
+        return mean_per_prompt(difference.square().sum(-1), mask)
 
 
 @hookimpl

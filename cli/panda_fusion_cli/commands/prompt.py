@@ -78,7 +78,7 @@ def verify(context: click.Context, files: tuple[Path, ...], model: str | None, o
     Prints one line per file; the exit code is 1 if any of them fails.
     """
     from panda_fusion.prompt_file import check_backbone, check_head, load_prompt
-    from panda_fusion.prompt_metadata import head_outputs
+    from panda_fusion.task import head_outputs
 
     backbone = None if model is None else _load_backbone(model)
     results: list[dict[str, object]] = []
@@ -87,7 +87,11 @@ def verify(context: click.Context, files: tuple[Path, ...], model: str | None, o
             prompt = load_prompt(file)
             if backbone is not None:
                 check_backbone(prompt, backbone.info, backbone.name)
-                check_head(printable(str(file)), prompt.head, backbone.head(head_outputs(prompt.task)).shapes)
+                check_head(
+                    printable(str(file)),
+                    prompt.head,
+                    backbone.head(head_outputs(prompt.task.kind, prompt.task.labels), prompt.task.kind).shapes,
+                )
         except PromptFileError as error:
             results.append({"path": file, "ok": False, "error": str(error), "sha256": None})
             click.echo(f"failed: {' '.join(str(error).split())}", err=output.json or output.quiet)
@@ -172,7 +176,7 @@ def import_(
     from panda_fusion.peft_format import import_peft
     from panda_fusion.prompt_embedding import with_task_embedding
     from panda_fusion.prompt_file import save_prompt
-    from panda_fusion.prompt_metadata import head_outputs
+    from panda_fusion.task import head_outputs
     from panda_fusion.rows import load_split
     from panda_fusion.run import task_info
     from panda_fusion.task_source import resolve_task
@@ -181,7 +185,9 @@ def import_(
     known = resolve_task(task, data_dir)
     info = task_info(known)
     backbone = _load_backbone(model)
-    prompt = import_peft(folder, backbone.info, info, backbone.head(head_outputs(info)).shapes)
+    prompt = import_peft(
+        folder, backbone.info, info, backbone.head(head_outputs(info.kind, info.labels), info.kind).shapes
+    )
     base = prompt.training["base_model"]
     if isinstance(base, str) and os.path.basename(base) != os.path.basename(backbone.name):
         output.warn(
