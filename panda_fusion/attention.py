@@ -17,6 +17,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from panda_fusion.cpu_attention import attend
 from panda_fusion.errors import BackboneError
 from panda_fusion.injection import Rows
 
@@ -25,7 +26,7 @@ NAME = "panda_fusion"
 
 
 @dataclass
-class _Scope:
+class PrefixScope:
     """State of one forward pass: per-layer prefixes and the number of attention calls so far."""
 
     keys: tuple[torch.Tensor, ...]
@@ -34,28 +35,31 @@ class _Scope:
     calls: int = 0
 
 
-_scopes: list[_Scope] = []
+_scopes: list[PrefixScope] = []
 
 
 @contextmanager
-def prefix_scope(key: torch.Tensor, value: torch.Tensor, rows: Rows) -> Iterator[None]:
+def prefix_scope(
+    key: torch.Tensor, value: torch.Tensor, rows: Rows, resume_at: int | None = None
+) -> Iterator[PrefixScope]:
     """Let every attention call in the block see trained keys and values.
 
     Args:
         key: [G, layers, P, kv_heads, head_dim] in the backbone's dtype.
         value: same shape.
         rows: which prompt each row of the batch uses.
+        resume_at: the block computes only some layers (again), from the one of this number on; None: it is a
+            whole forward pass, which is checked to have used every layer's prefix.
 
     Raises:
-        BackboneError: the forward pass made another number of attention calls than there are layers
-            (gradient checkpointing, or a model that does not use the attention interface): the prefix would
-            be lost without a word.
+        BackboneError: the forward pass made another number of attention calls than there are layers (a model
+            that does not use the attention interface): the prefix would be lost without a word.
     """
-    scope = _Scope(key.unbind(1), value.unbind(1), rows)
+    scope = PrefixScope(key.unbind(1), value.unbind(1), rows, resume_at or 0)
     _scopes.append(scope)
     try:
-        yield
-        if scope.calls != len(scope.keys):
+        yield scope
+        if resume_at is None and scope.calls != len(scope.keys):
             raise BackboneError(
                 f"The backbone made {scope.calls} attention calls for a prefix of {len(scope.keys)} layers; its "
                 "architecture does not run every layer through transformers' attention interface, so a prefix "
@@ -65,9 +69,49 @@ def prefix_scope(key: torch.Tensor, value: torch.Tensor, rows: Rows) -> Iterator
         _scopes.pop()
 
 
-def _split_heads(prefix: torch.Tensor, rows: Rows, count: int) -> torch.Tensor:
-    """[G, P, kv_heads, head_dim] to [N, kv_heads, P, head_dim] for the rows of the batch."""
-    return rows.spread(prefix.transpose(1, 2), count)
+_recordings: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+
+
+@contextmanager
+def recorded_attention() -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Collect the text's own keys and values, each [N, kv_heads, T, head_dim], of every attention call in the block."""
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    _recordings.append(calls)
+    try:
+        yield calls
+    finally:
+        _recordings.pop()
+
+
+def record(key: torch.Tensor, value: torch.Tensor) -> None:
+    """Tell a running `recorded_attention` of one call's keys and values [N, kv_heads, T, head_dim]."""
+    if _recordings:
+        _recordings[-1].append((key, value))
+
+
+def next_prefix(count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The prefix of the attention call that is being made, which counts as one; None where none applies.
+
+    Args:
+        count: N, rows of the batch.
+
+    Returns:
+        Keys and values, each [N, kv_heads, P, head_dim].
+
+    Raises:
+        BackboneError: every layer's prefix has been used already.
+    """
+    scope = _scopes[-1] if _scopes else None
+    if scope is None:
+        return None
+    if scope.calls >= len(scope.keys):
+        raise BackboneError(
+            f"The backbone makes more attention calls than the {len(scope.keys)} layers of its prefix; cross-attention "
+            "cannot be combined with a prefix."
+        )
+    key, value = scope.keys[scope.calls], scope.values[scope.calls]
+    scope.calls += 1
+    return scope.rows.spread(key.transpose(1, 2), count), scope.rows.spread(value.transpose(1, 2), count)
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -85,6 +129,7 @@ def attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function in the form that transformers calls.
@@ -97,45 +142,34 @@ def attention(
         attention_mask: None or [N, 1, 1 or T, T], boolean (True = attend) or an additive bias.
         scaling: factor on the scores; 1 / sqrt(head_dim) if None.
         dropout: probability of dropping an attention weight.
+        position_bias: [1 or N, heads, T, T], added to the scores (T5). The prefix has no position: its bias is 0.
 
     Returns:
         ([N, T, heads, head_dim], None).
     """
-    scope = _scopes[-1] if _scopes else None
-    prefix_length = 0
-    if scope is not None:
-        if scope.calls >= len(scope.keys):
-            raise BackboneError(
-                "The backbone makes more attention calls than it has layers; gradient checkpointing or "
-                "cross-attention cannot be combined with a prefix."
-            )
-        prefix_key = _split_heads(scope.keys[scope.calls], scope.rows, query.shape[0])
-        prefix_value = _split_heads(scope.values[scope.calls], scope.rows, query.shape[0])
-        scope.calls += 1
-        prefix_length = prefix_key.shape[2]
-        key = torch.cat((prefix_key, key), dim=2)
-        value = torch.cat((prefix_value, value), dim=2)
+    record(key, value)
+    prefix = next_prefix(query.shape[0])
     bias = _additive(attention_mask, query.dtype)
-    if bias is not None and prefix_length:
-        bias = torch.nn.functional.pad(bias, (prefix_length, 0))
+    if position_bias is not None:
+        bias = position_bias.to(query.dtype) if bias is None else bias + position_bias.to(query.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
+        if prefix is not None:
+            prefix = (prefix[0].repeat_interleave(groups, dim=1), prefix[1].repeat_interleave(groups, dim=1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.is_cuda:
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale
-        )
-        return output.transpose(1, 2), None
-    # On the CPU the backward pass of fused attention takes half of a step; plain products are faster.
-    scores = torch.matmul(query * scale, key.transpose(2, 3))
-    if bias is not None:
-        scores = scores + bias
-    weights = torch.softmax(scores, dim=-1)
-    if dropout:
-        weights = torch.nn.functional.dropout(weights, dropout)
-    return torch.matmul(weights, value).transpose(1, 2), None
+    if not query.is_cuda:
+        return attend(query, key, value, bias, scale, prefix, dropout).transpose(1, 2), None
+    if prefix is not None:
+        key = torch.cat((prefix[0], key), dim=2)
+        value = torch.cat((prefix[1], value), dim=2)
+        if bias is not None:
+            bias = torch.nn.functional.pad(bias, (prefix[0].shape[2], 0))
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale
+    )
+    return output.transpose(1, 2), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor:

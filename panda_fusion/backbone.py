@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +15,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from panda_fusion.head import Head
-    from panda_fusion.injection import Injection, OutputTransform, Rows
+    from panda_fusion.injection import Injection, Rows
 
 from panda_fusion.errors import BackboneError
+from panda_fusion.layout import KNOWN, Layout
+from panda_fusion.layout import layout as layout_of
 from panda_fusion.model_name import TINY, check_model_name
 from panda_fusion.prompt import BackboneInfo
+
+T5_ENCODERS = ("t5", "mt5", "umt5")
+"""Encoder-decoders of which the encoder is used alone."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +32,19 @@ class BackboneShape:
     """Sizes of a backbone that PEFT methods need.
 
     Attributes:
-        layers: transformer layers.
+        layers: transformer layers (ALBERT: how often one is run).
         hidden: hidden size.
         heads: attention heads.
         kv_heads: key/value heads.
         head_dim: size of one head.
         positions: longest text plus virtual tokens that the position table takes; None: no table.
         initializer_range: standard deviation that the backbone initialises its own weights with.
-        layer_modules: names of the layer modules in order, for transforms of their outputs.
+        layer_modules: names of the layer modules in order, for transforms of their outputs; where layers share a
+            module (ALBERT) its name comes once for each of them.
         embedding_size: width of the input embeddings where it is not the hidden size (ELECTRA, ALBERT).
+        parameters: name and shape of every parameter of the base model; None where the model is not at hand (a prompt
+            file that is checked alone).
+        layout: where sublayers and neurons are; None for an architecture that `panda_fusion.layout` does not know.
     """
 
     layers: int
@@ -46,6 +56,8 @@ class BackboneShape:
     initializer_range: float
     layer_modules: tuple[str, ...] = ()
     embedding_size: int | None = None
+    layout: Layout | None = None
+    parameters: Mapping[str, tuple[int, ...]] | None = field(default=None, hash=False)
 
     @property
     def input_width(self) -> int:
@@ -64,24 +76,27 @@ class Backbone:
         device: where it runs.
         dtype: dtype of the frozen weights and hidden states.
         pooling: which vector represents a text: the first token, the last, or the mean of all.
+        gradient_checkpointing: whether the backward pass computes the layers again instead of keeping what is
+            inside of them. Values and gradients stay the same.
     """
 
     def __init__(
         self,
         name: str,
         model: nn.Module,
-        base_prefix: str,
         tokenizer: Any,
         device: torch.device,
         dtype: torch.dtype,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
+        from panda_fusion.mask_pool import with_pooled_dropout
+
         config: Any = model.config
         self._config = config
-        self._base_prefix = base_prefix
         self.shape = _shape(model)
         self.info = BackboneInfo(
             # Prompt files go to other people; the folders of this machine are not their business.
@@ -96,10 +111,14 @@ class Backbone:
             fingerprint=fingerprint(model),
         )
         self.pooling = _pooling(self._config)
-        self._model = model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        self.gradient_checkpointing = gradient_checkpointing
+        self._model = _cast(model, dtype).to(device).requires_grad_(False).eval()
+        if device.type == "cpu":
+            with_pooled_dropout(self._model)
         self._position_base = _position_base(model)
         self._embed: Any = self._model.get_input_embeddings()  # type: ignore[operator]
-        self._uniform_mask = not _has_layer_masks(self._config)
+        self._mask_form = _mask_form(self._config)
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
         self._heads: dict[tuple[str, int], Head] = {}
 
     def head(self, outputs: int, kind: str = "classification") -> Head:
@@ -112,8 +131,22 @@ class Backbone:
 
         key = (head_kind(kind), outputs)
         if key not in self._heads:
-            self._heads[key] = Head(self._config, self._model, self._base_prefix, outputs, self.device, kind)
+            self._heads[key] = Head(self._config, self._model, outputs, self.device, kind)
         return self._heads[key]
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[..., input width] in the backbone's dtype: the embeddings of token ids [...], as the first layer gets them
+        before positions are added."""
+        return self._embed(input_ids.to(self.device))
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table: token ids are below this."""
+        return int(self._embed.num_embeddings)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the base model's parameters, float32 on the CPU, by name."""
+        return {name: parameter.detach().cpu().float().clone() for name, parameter in self._model.named_parameters()}
 
     def check_length(self, virtual_tokens: int, max_length: int) -> None:
         """Raise BackboneError if text and virtual tokens together do not fit into the position table."""
@@ -162,50 +195,51 @@ class Backbone:
         """Like `forward`, but [N, T, hidden]: the last layer's states of the text's tokens, padding included."""
         import torch
 
-        from panda_fusion.attention import prefix_scope
+        from panda_fusion.injected import injected
 
-        if injection is not None and torch.is_grad_enabled() and self._checkpoints():
+        training = injection is not None and torch.is_grad_enabled()
+        if training and self._checkpoints():
             raise BackboneError(
-                f"Gradient checkpointing is switched on in backbone {self.name!r}, which would lose the prompt when "
-                "layers are computed again; switch it off."
+                f"transformers' own gradient checkpointing is switched on in backbone {self.name!r}, which would lose "
+                "the prompt when layers are computed again; switch it off and use Backbone.gradient_checkpointing."
             )
         count, width = input_ids.shape
         front = 0 if injection is None else injection.embedding_length
-        columns = torch.arange(width, device=self.device)
-        keep = columns < lengths[:, None]
-        offset = self._position_base + (0 if injection is None else injection.prefix_length)
+        # Without special tokens a text can be empty; it is read as one token of padding.
+        keep = torch.arange(width, device=self.device) < lengths.clamp(min=1)[:, None]
         arguments: dict[str, Any] = {}
-        with ExitStack() as stack:
-            if injection is not None and injection.embedding is not None:
-                virtual = rows.spread(injection.embedding, count).to(self.dtype)
-                arguments["inputs_embeds"] = torch.cat((virtual, self._embed(input_ids)), dim=1)
-                keep = torch.nn.functional.pad(keep, (front, 0), value=True)
-                if token_types is not None:
-                    token_types = torch.nn.functional.pad(token_types, (front, 0))
-            else:
-                arguments["input_ids"] = input_ids
+        if injection is not None and injection.embedding is not None:
+            virtual = rows.spread(injection.embedding, count).to(self.dtype)
+            arguments["inputs_embeds"] = torch.cat((virtual, self._embed(input_ids)), dim=1)
+            keep = torch.nn.functional.pad(keep, (front, 0), value=True)
             if token_types is not None:
-                arguments["token_type_ids"] = token_types
+                token_types = torch.nn.functional.pad(token_types, (front, 0))
+        else:
+            arguments["input_ids"] = input_ids
+        # Decoders have no segments, whatever their tokenizer says (GPT-2 would add embeddings of words).
+        if token_types is not None and "token_type_ids" in self._takes and self.pooling != "last":
+            arguments["token_type_ids"] = token_types
+        if "position_ids" in self._takes:
+            offset = self._position_base + (0 if injection is None else injection.prefix_length)
             positions = torch.arange(offset, offset + front + width, device=self.device)
             arguments["position_ids"] = positions.expand(count, -1)
-            # Boolean masks for models that build one mask per kind of layer; a ready bias for the others.
-            arguments["attention_mask"] = self._bias(keep) if self._uniform_mask else keep
-            if injection is not None and injection.key is not None:
-                assert injection.value is not None
-                stack.enter_context(prefix_scope(injection.key.to(self.dtype), injection.value.to(self.dtype), rows))
-            if injection is not None and injection.outputs:
-                stack.enter_context(_transformed(self._model, injection.outputs, rows))
-            self._set_dropout(dropout)
+        arguments["attention_mask"] = self._mask(keep)
+        layers = self.shape.layer_modules if training and self.gradient_checkpointing else ()
+        with injected(self._model, injection, rows, count, self.dtype, dropout, layers):
             hidden = self._model(**arguments).last_hidden_state
         return hidden[:, front:]
 
     def _checkpoints(self) -> bool:
         return any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())
 
-    def _bias(self, keep: torch.Tensor) -> torch.Tensor:
-        """[N, T] boolean to the bias [N, 1, 1, T] that attention adds to its scores."""
+    def _mask(self, keep: torch.Tensor) -> torch.Tensor:
+        """The attention mask in the form that the model takes, from [N, T] booleans (True: a token)."""
         import torch
 
+        if self._mask_form == "boolean":
+            return keep
+        if self._mask_form == "integer":
+            return keep.long()
         bias = torch.zeros(keep.shape, dtype=self.dtype, device=self.device)
         return bias.masked_fill_(~keep, torch.finfo(self.dtype).min)[:, None, None]
 
@@ -214,6 +248,7 @@ class Backbone:
 
         if self.pooling == "first":
             return hidden[:, 0]
+        lengths = lengths.clamp(min=1)
         rows = torch.arange(hidden.shape[0], device=self.device)
         if self.pooling == "last":
             return hidden[rows, lengths - 1]
@@ -221,31 +256,24 @@ class Backbone:
         total = (hidden.float() * keep[..., None]).sum(1)
         return (total / lengths[:, None]).to(hidden.dtype)
 
-    def _set_dropout(self, probability: float) -> None:
-        if not probability and not self._model.training:
-            return
-        import torch
 
-        self._model.train(probability > 0)
-        for module in self._model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = probability
-
-
-def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Backbone:
+def load_backbone(
+    name: str, *, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool = False
+) -> Backbone:
     """Load a frozen backbone.
 
     Args:
         name: `tiny` (ships inside the package), a transformers folder, or a name on the Hub.
         device: where it runs.
         dtype: dtype of the frozen weights.
+        gradient_checkpointing: compute layers again in the backward pass to save memory.
 
     Raises:
-        BackboneError: there is no such model, it has no fast path for prompts, or its files are broken.
+        BackboneError: there is no such model, prompts cannot enter its architecture, or its files are broken.
     """
     check_model_name(name)
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTextEncoding, AutoTokenizer
     from transformers.utils import logging
 
     from panda_fusion import attention
@@ -259,16 +287,20 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
                 f"Model {name!r} cannot be loaded: it is neither 'tiny', nor a folder with a config.json, nor a "
                 f"name that the Hub answers for ({_first_line(error)})."
             ) from error
+        _check_architecture(name, config)
+        config.use_cache = False  # of a decoder's keys and values, which only generation needs
+        is_t5 = config.model_type in T5_ENCODERS
+        auto = AutoModelForTextEncoding if is_t5 else AutoModelForSequenceClassification
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             with torch.random.fork_rng(devices=[]):
-                # Weights that a checkpoint lacks (a pooler, say) are drawn; the same ones every time.
+                # Weights that a checkpoint lacks (a pooler, say) are drawn; the same ones every time, so in float32.
                 torch.manual_seed(0)
-                model, loading = AutoModelForSequenceClassification.from_pretrained(
+                model, loading = auto.from_pretrained(
                     path,
                     config=config,
                     attn_implementation=attention.NAME,
-                    dtype=torch.float32,
+                    dtype=torch.float32 if _pooling(config) == "first" else dtype,
                     output_loading_info=True,
                 )
         except Exception as error:
@@ -276,24 +308,69 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
                 f"Model {name!r} ({config.model_type}) cannot be used as a backbone: {_first_line(error)}."
             ) from error
     prefix = model.base_model_prefix
-    base = getattr(model, prefix)
-    if getattr(config, "is_encoder_decoder", False):
-        raise BackboneError(f"Model {name!r} is an encoder-decoder; this version takes encoders only.")
-    if not getattr(base, "_supports_attention_backend", False):
+    base = model if is_t5 else getattr(model, prefix)
+    if getattr(base, "_is_stateful", False):
+        raise BackboneError(
+            f"Model {name!r} ({config.model_type}) has layers with a recurrent state, which prompts cannot enter; "
+            f"{_ADVICE}."
+        )
+    if config.model_type == "deberta-v2":
+        from panda_fusion import deberta_attention
+
+        deberta_attention.install(base)
+    elif not is_t5 and not getattr(base, "_supports_attention_backend", False):
         raise BackboneError(
             f"Model {name!r} ({config.model_type}) does not run its attention through transformers' attention "
-            "interface, which prompts enter by; use BERT, RoBERTa, ELECTRA, DistilBERT or ModernBERT."
+            f"interface, which prompts enter by; {_ADVICE}."
         )
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise BackboneError(f"Model {name!r} has no tokenizer beside its weights; copy its tokenizer files there.")
     # transformers draws what a checkpoint lacks; fine for heads and poolers, not for the backbone itself.
-    missing = sorted(key for key in loading["missing_keys"] if key.startswith(f"{prefix}.") and ".pooler." not in key)
+    within = "" if is_t5 else f"{prefix}."
+    missing = sorted(key for key in loading["missing_keys"] if key.startswith(within) and ".pooler." not in key)
     if missing:
         raise BackboneError(
             f"Model {name!r} lacks {len(missing)} of its weights, such as {missing[0]}; its weights belong to another "
             "architecture or are incomplete, so download it again."
         )
-    return Backbone(name, base, prefix, tokenizer, device, dtype)
+    return Backbone(name, base, tokenizer, device, dtype, gradient_checkpointing)
+
+
+_ADVICE = (
+    "use BERT, RoBERTa, ELECTRA, ALBERT, DistilBERT, ModernBERT, DeBERTa-v2, GPT-2, OPT, Llama, Qwen or T5 "
+    "(docs/support.md)"
+)
+
+
+def _check_architecture(name: str, config: Any) -> None:
+    """Raise BackboneError for what a config alone tells to be no backbone."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as WITH_HEAD,
+    )
+
+    if getattr(config, "is_encoder_decoder", False) and config.model_type not in T5_ENCODERS:
+        raise BackboneError(
+            f"Model {name!r} ({config.model_type}) is an encoder-decoder, of which only T5's encoder can be used; "
+            f"{_ADVICE}."
+        )
+    sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    if config.model_type not in WITH_HEAD or not all(hasattr(config, size) for size in sizes):
+        raise BackboneError(
+            f"Model {name!r} ({config.model_type}) is no attention model of text for which transformers has a "
+            f"classification head; {_ADVICE}."
+        )
+    if config.model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
+        raise BackboneError(
+            f"Model {name!r} projects its last layer from {config.hidden_size} to {config.word_embed_proj_dim} "
+            "features, which this version does not support; use an OPT without word_embed_proj_dim (any but 350m)."
+        )
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast the parameters. Buffers keep their type: rotary frequencies in bfloat16 would misplace distant tokens."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -325,8 +402,8 @@ def _shape(model: nn.Module) -> BackboneShape:
     config: Any = model.config
     hidden = int(config.hidden_size)
     heads = int(config.num_attention_heads)
-    layers = int(config.num_hidden_layers)
-    table = getattr(config, "max_position_embeddings", None)
+    layout = layout_of(model) if config.model_type in KNOWN else None
+    layers = int(config.num_hidden_layers) if layout is None else len(layout.layers)
     width = int(model.get_input_embeddings().embedding_dim)  # type: ignore[operator]
     return BackboneShape(
         layers=layers,
@@ -334,15 +411,26 @@ def _shape(model: nn.Module) -> BackboneShape:
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
-        positions=None if table is None else int(table) - _position_base(model),
+        positions=_positions(model),
         initializer_range=float(getattr(config, "initializer_range", 0.02)),
-        layer_modules=_layer_modules(model, layers),
+        layer_modules=_layer_modules(model, layers) if layout is None else layout.layers,
         embedding_size=None if width == hidden else width,
+        layout=layout,
+        parameters={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
     )
 
 
+def _positions(model: nn.Module) -> int | None:
+    """Positions that the model has for text and virtual tokens; None where only distances count (T5, DeBERTa)."""
+    config: Any = model.config
+    if config.model_type in T5_ENCODERS or getattr(config, "position_biased_input", True) is False:
+        return None
+    table = getattr(config, "max_position_embeddings", None)
+    return None if table is None else int(table) - _position_base(model)
+
+
 def _layer_modules(model: nn.Module, layers: int) -> tuple[str, ...]:
-    """Names of the children of the first module list as long as the model has layers."""
+    """Names of the children of the first module list as long as the model has layers (unknown architectures)."""
     import torch
 
     for name, module in model.named_modules():
@@ -361,46 +449,27 @@ def _position_base(model: nn.Module) -> int:
 
 
 def _pooling(config: Any) -> Literal["first", "last", "mean"]:
-    """The pooled position of the architecture's own classification head."""
+    """The pooled position of the architecture's own classification head; T5's encoder has none and takes the mean."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    if getattr(config, "classifier_pooling", None) == "mean":
+    if config.model_type in T5_ENCODERS or getattr(config, "classifier_pooling", None) == "mean":
         return "mean"
     is_decoder = config.model_type in CAUSAL and config.model_type not in MASKED
     return "last" if is_decoder else "first"
 
 
-def _has_layer_masks(config: Any) -> bool:
-    """Whether the model builds its masks itself: causal ones, or other ones for local layers."""
+def _mask_form(config: Any) -> Literal["boolean", "integer", "bias"]:
+    """What the model makes its masks from.
+
+    Models that build masks themselves, causal ones or one per kind of layer, need to know which tokens are real;
+    DeBERTa multiplies with that. All others take a ready bias.
+    """
+    if config.model_type == "deberta-v2":
+        return "integer"
     kinds = set(getattr(config, "layer_types", None) or ())
     local = bool(kinds - {"full_attention"}) or getattr(config, "local_attention", None) is not None
-    return local or _pooling(config) == "last"
-
-
-@contextmanager
-def _transformed(model: nn.Module, transforms: Any, rows: Rows) -> Iterator[None]:
-    """Replace submodules' outputs by their transforms for the length of the block."""
-    modules = dict(model.named_modules())
-    handles = []
-    try:
-        for name, transform in transforms.items():
-            if name not in modules:
-                raise BackboneError(f"The PEFT method transforms module {name!r}, which the backbone lacks.")
-            handles.append(modules[name].register_forward_hook(_output_hook(transform, rows)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _output_hook(transform: OutputTransform, rows: Rows) -> Any:
-    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (transform(output[0], rows), *output[1:])
-        return transform(output, rows)
-
-    return hook
+    return "boolean" if local or _pooling(config) == "last" else "bias"
 
 
 @contextmanager

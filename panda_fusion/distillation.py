@@ -94,7 +94,7 @@ def teacher_signal(
     methods: DistillationMethods,
     student_method: PEFTMethod,
     settings: TrainSettings,
-    learning_rate: float,
+    learning_rate: float | None,
     seed: int,
 ) -> TeacherSignal:
     """Build the teachers, run each once over the training set, and fuse.
@@ -108,7 +108,7 @@ def teacher_signal(
         methods: teacher, fusion, KD loss, lambda.
         student_method: the student's PEFT method, for teachers that start from nothing.
         settings: the run's settings, for teachers that train.
-        learning_rate: likewise.
+        learning_rate: likewise; None: that of the method that is trained.
         seed: likewise.
     """
     check_methods(methods, len(sources), task.kind)
@@ -198,7 +198,7 @@ class _Fit:
     task: Task
     train: EncodedSet
     settings: TrainSettings
-    learning_rate: float
+    learning_rate: float | None
     seed: int
 
     def __call__(
@@ -212,13 +212,14 @@ class _Fit:
         from dataclasses import replace
 
         count = next(iter(tensors.values())).shape[0]
+        rate = method.learning_rate if self.learning_rate is None else self.learning_rate
         heads = heads_for(self.backbone, self.task, [self.seed] * count)
         students = [
             Student(
                 tensors={name: tensor[k] for name, tensor in tensors.items()},
                 head=heads[k],
                 seed=self.seed,
-                learning_rate=self.learning_rate,
+                learning_rate=rate,
             )
             for k in range(count)
         ]
@@ -229,6 +230,6 @@ class _Fit:
         if any(pack.diverged):
             raise TrainingError(
                 f"Teacher {pack.diverged.index(True) + 1} of {count} diverged while it was trained on the target; "
-                f"lower the learning rate (it is {self.learning_rate:g}) or use --teacher source."
+                f"lower the learning rate (it is {rate:g}) or use --teacher source."
             )
         return pack

@@ -15,8 +15,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from panda_fusion.backbone import T5_ENCODERS
 from panda_fusion.errors import BackboneError
 
 _MODELS: dict[str, Any] = {
@@ -39,9 +40,13 @@ class _PooledStub(nn.Module):
         super().__init__()
         self.pooler = pooler
 
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPooling:
-        pooled = None if self.pooler is None else self.pooler(inputs_embeds)
-        return BaseModelOutputWithPooling(
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        pooled = None
+        if isinstance(self.pooler, nn.Linear):  # ALBERT keeps the parts of its pooler side by side
+            pooled = self.pooler(inputs_embeds[:, 0]).tanh()
+        elif self.pooler is not None:
+            pooled = self.pooler(inputs_embeds)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=cast(torch.FloatTensor, inputs_embeds), pooler_output=pooled
         )
 
@@ -53,11 +58,12 @@ class Head:
     its head: BERT a frozen pooler, dropout and a linear layer, RoBERTa and ELECTRA dense and out_proj, and so
     on. Trainable are all parameters outside the base model; their names are transformers' names. Where a head
     for multiple choice needs a pooler that its backbone was loaded without (RoBERTa), the pooler is trained with it.
+    T5's own heads sit behind its decoder, but for the one of token classification (dropout and a linear layer on the
+    encoder): its encoder has that one for every kind.
 
     Args:
         config: the backbone's transformers config.
         base: the base model, for its frozen pooler.
-        base_prefix: the attribute under which AutoModelFor... keeps the base model.
         outputs: classes or tags, 1 for regression and multiple choice, 2 for extractive QA.
         device: where the head runs.
         kind: task kind.
@@ -70,7 +76,6 @@ class Head:
         self,
         config: Any,
         base: nn.Module,
-        base_prefix: str,
         outputs: int,
         device: torch.device,
         kind: str = "classification",
@@ -80,14 +85,16 @@ class Head:
         if getattr(own, "pad_token_id", None) is None:
             own.pad_token_id = 0  # heads of decoders refuse batches without one; pooling is done before
         self.kind = head_kind(kind)
+        self._is_t5 = config.model_type in T5_ENCODERS
         with torch.device("meta"):
             try:
-                model = _MODELS[self.kind].from_config(own)
+                model = (AutoModelForTokenClassification if self._is_t5 else _MODELS[self.kind]).from_config(own)
             except ValueError as error:
                 raise BackboneError(
                     f"Architecture {config.model_type!r} has no head for {kind} tasks in transformers; use a backbone "
                     "that has one (docs/support.md)."
                 ) from error
+        base_prefix = model.base_model_prefix  # Llama's question answering has another one than its other heads
         own_pooler = getattr(getattr(model, base_prefix), "pooler", None)
         pooler = getattr(base, "pooler", None)
         frozen = None if pooler is None else deepcopy(pooler).float().requires_grad_(False).to(device)
@@ -97,6 +104,8 @@ class Head:
         self._std = float(getattr(config, "initializer_range", 0.02))
         self.outputs = outputs
         self.device = device
+        self._base_prefix = base_prefix
+        self._pooler_names = {name for name, _ in model.named_parameters() if name.startswith(f"{base_prefix}.")}
         self.shapes: dict[str, tuple[int, ...]] = {
             name: tuple(parameter.shape)
             for name, parameter in model.named_parameters()
@@ -118,7 +127,11 @@ class Head:
         return created
 
     def __call__(
-        self, parameters: Mapping[str, torch.Tensor], features: torch.Tensor, dropout: float = 0.0
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        features: torch.Tensor,
+        dropout: float = 0.0,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Logits of a pack.
 
@@ -128,12 +141,17 @@ class Head:
                 [G, B, R, hidden]; for token-classification states of words [G, B, S, hidden]; for extractive QA states
                 of all tokens [G, B, T, hidden].
             dropout: probability of the head's dropout layers; 0 outside of training.
+            weights: parameters of the base model that a PEFT method replaces (`Injection.weights`), each [G, ...];
+                those of the pooler, which runs here, are taken in its place.
 
         Returns:
             float32 [G, B, outputs]; [G, B, R]; [G, B, S, outputs]; [G, B, 2, T].
         """
         self._set_dropout(dropout)
         states = features.float()
+        if weights:
+            pooler = {f"{self._base_prefix}.{name}": tensor for name, tensor in weights.items()}
+            parameters = dict(parameters) | {name: pooler[name] for name in pooler.keys() & self._pooler_names}
         if self.kind in ("classification", "multiple-choice"):
             states = states.unsqueeze(-2)  # a text of one token, the pooled one
         if states.shape[0] == 1:
@@ -142,9 +160,19 @@ class Head:
 
     def _logits(self, parameters: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
         output = functional_call(self._model, parameters, (), {"inputs_embeds": states})
+        if self._is_t5:
+            return self._t5_logits(output.logits)
         if self.kind == "extractive-qa":
             return torch.stack((output.start_logits, output.end_logits), dim=1)
         return output.logits
+
+    def _t5_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What comes out of the one linear layer [..., tokens, outputs], in the shape of the task kind."""
+        if self.kind == "classification":
+            return logits.squeeze(-2)
+        if self.kind == "multiple-choice":
+            return logits.squeeze(-1).squeeze(-1)
+        return logits.transpose(1, 2) if self.kind == "extractive-qa" else logits
 
     def _set_dropout(self, probability: float) -> None:
         self._model.train(probability > 0)

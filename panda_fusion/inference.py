@@ -103,7 +103,9 @@ def predict_logits(
     layer = backbone.head(outputs, data.kind)
 
     def logits(index: torch.Tensor, width: int, injection: Injection | None, rows: Rows) -> torch.Tensor:
-        return masked(layer(parameters, read(backbone, data, index, width, injection, rows)), data, index)
+        features = read(backbone, data, index, width, injection, rows)
+        weights = None if injection is None else injection.weights
+        return masked(layer(parameters, features, weights=weights), data, index)
 
     fill = 0.0 if data.answerable is None else MASKED
     return _pass(backbone, data, method, tensors, logits_shape(data, outputs), fill, logits)

@@ -43,6 +43,8 @@ class Injection:
         key: [G, layers, P, kv_heads, head_dim]: P keys that every layer's attention sees before the text's.
         value: the values beside `key`, same shape.
         embedding: [G, P, input width]: P input embeddings in front of the text's.
+        weights: name of a parameter (as in `named_parameters` of the base model) -> [1, ...], what stands in its place;
+            for methods that are not packable.
         outputs: submodule name (as in `named_modules` of the base model) -> transform of its output, or a tuple
             of transforms, the k-th for the k-th call of the module in one forward pass (ALBERT runs one module for
             all layers). `per_layer` makes it from one transform per layer.
@@ -52,6 +54,7 @@ class Injection:
     value: torch.Tensor | None = None
     embedding: torch.Tensor | None = None
     outputs: Mapping[str, OutputTransform | tuple[OutputTransform, ...]] = field(default_factory=dict)
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def prefix_length(self) -> int:

@@ -38,7 +38,7 @@ class Method(ABC):  # noqa: B024 (each kind adds its own abstract methods)
 
     @property
     def spec(self) -> str:
-        """The full method string, every option spelled out: `prefix:length=20,projection=0`."""
+        """The full method string, every option spelled out: `prefix:length=20,projection=0,init=normal`."""
         from panda_fusion.method_string import format_method
 
         return format_method(self.name, self.options)

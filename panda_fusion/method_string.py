@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -39,7 +39,9 @@ def parse_method(text: str) -> tuple[str, dict[str, str]]:
     """Split a method string into its name and its raw options, in the order given.
 
     Args:
-        text: `name` or `name:option=value,option=value`; blanks around names and values do not count.
+        text: `name` or `name:option=value,option=value`; blanks around names and values do not count. A value with
+            commas, or blanks at its ends, stands in double quotes; a quote or backslash inside of them has a
+            backslash in front: `prompt:init=text,text="a \\"b\\", c"`.
 
     Raises:
         OptionError: the string does not have that form, or names an option twice.
@@ -52,7 +54,7 @@ def parse_method(text: str) -> tuple[str, dict[str, str]]:
             f"{name!r} is not a method name (lower-case letters, digits, - and _)."
         )
     options: dict[str, str] = {}
-    for item in rest.split(",") if colon else ():
+    for item in _items(text, rest) if colon else ():
         option, equals, value = item.partition("=")
         option = option.strip()
         if not equals or not option:
@@ -62,8 +64,37 @@ def parse_method(text: str) -> tuple[str, dict[str, str]]:
             )
         if option in options:
             raise OptionError(f"Method {text!r} gives option {option!r} twice; give it once.")
-        options[option] = value.strip()
+        options[option] = _unquoted(value.strip())
     return name, options
+
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ITEM = re.compile(r'\s*[^=,"]*=\s*' + _QUOTED.pattern + r"\s*(?=,|\Z)|[^,]*", re.DOTALL)
+
+
+def _items(text: str, rest: str) -> Iterator[str]:
+    """The parts between commas; a comma inside a quoted value separates nothing."""
+    place = 0
+    while True:
+        match = _ITEM.match(rest, place)
+        assert match is not None  # the second alternative takes anything, also nothing
+        if re.match(r'[^=]*=\s*"', match[0]) and not _QUOTED.fullmatch(match[0].partition("=")[2].strip()):
+            raise OptionError(
+                f"Method {text!r} is not of the form name:option=value,option=value: a value that begins with a double "
+                "quote must end with one, and quotes inside of it need a backslash in front."
+            )
+        yield match[0]
+        place = match.end() + 1
+        if place > len(rest):
+            return
+
+
+def _unquoted(value: str) -> str:
+    return re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL) if value.startswith('"') else value
+
+
+def _quoted(value: str) -> str:
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def build_options(options_type: type[O], raw: Mapping[str, object], where: str) -> O:
@@ -103,24 +134,24 @@ def build_options(options_type: type[O], raw: Mapping[str, object], where: str) 
 
 def format_method(name: str, options: Options) -> str:
     """The method string with every option spelled out in field order; `parse_method` and `build_options`
-    give the same options back, floats to the last bit.
+    give the same options back, floats to the last bit. Texts are quoted where they need it.
 
     Raises:
-        OptionError: a text value cannot be written (it holds a comma, starts or ends with a blank, or
-            would be read as none).
+        OptionError: a text value cannot be written, because it would be read as none.
     """
     items = []
     for field in msgspec.structs.fields(options):
         value = getattr(options, field.name)
         described = _type_of(field.type)
         text = _format_value(value, described)
-        if isinstance(value, str) and (
-            "," in value or value != value.strip() or (value.lower() == "none" and _allows_none(described))
-        ):
-            raise OptionError(
-                f"Option {field.encode_name!r} of method {name!r} cannot be written in a method string: "
-                f"expected text without commas and without blanks at its ends, found {value!r}."
-            )
+        if isinstance(value, str):
+            if value.lower() == "none" and _allows_none(described):
+                raise OptionError(
+                    f"Option {field.encode_name!r} of method {name!r} cannot be written in a method string: {value!r} "
+                    "would be read as no value; give another text."
+                )
+            if "," in value or value.startswith('"') or value != value.strip():
+                text = _quoted(value)
         items.append(f"{field.encode_name}={text}")
     return f"{name}:{','.join(items)}" if items else name
 

@@ -11,7 +11,7 @@ from panda_fusion.method import Method
 if TYPE_CHECKING:
     import torch
 
-    from panda_fusion.backbone import BackboneShape
+    from panda_fusion.backbone import Backbone, BackboneShape
     from panda_fusion.injection import Injection
 
 
@@ -24,6 +24,8 @@ class PEFTMethod(Method):
 
     peft_types: ClassVar[tuple[str, ...]] = ()
     """Types of the PEFT library whose saved prompts this class reads, given its option `length`."""
+    learning_rate: ClassVar[float] = 1e-2
+    """Peak learning rate where the user gives none."""
     packable: ClassVar[bool] = True
     """Whether several prompts can share a forward pass; False where a prompt changes the backbone itself."""
 
@@ -32,12 +34,16 @@ class PEFTMethod(Method):
         """Positions that the method takes in front of the text (0 for methods that take none)."""
 
     @abstractmethod
-    def create(self, shape: BackboneShape, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def create(self, backbone: Backbone, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Make the trainable tensors of one prompt (no pack axis), float32 on the CPU.
 
         Args:
-            shape: sizes of the frozen backbone.
+            backbone: the frozen backbone: its sizes (`backbone.shape`), and its embeddings, tokenizer and weights for
+                methods that start from them (`panda_fusion.starting_points`).
             generator: the only source of randomness: the same generator state gives the same tensors.
+
+        Raises:
+            BackboneError: the method cannot be used with this backbone.
         """
 
     @abstractmethod
@@ -57,8 +63,13 @@ class PEFTMethod(Method):
         return self
 
     @abstractmethod
-    def stored_shapes(self, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every stored tensor (without the file's `peft.` in front)."""
+    def stored_shapes(self, shape: BackboneShape) -> dict[str, tuple[int, ...]] | None:
+        """Name and shape of every stored tensor (without the file's `peft.` in front).
+
+        Files are checked without the model, so `shape` may lack what only the model tells (`layer_modules`, `layout`,
+        `parameters`). A method that needs those answers None then, and its tensors are checked when the prompt
+        meets its backbone.
+        """
 
     def to_stored(self, tensors: Mapping[str, torch.Tensor], shape: BackboneShape) -> dict[str, torch.Tensor]:
         """Turn one prompt's trainable tensors (no pack axis) into the stored form."""

@@ -29,11 +29,14 @@ from panda_fusion.task import head_outputs
 if TYPE_CHECKING:
     import torch
 
-    from panda_fusion.backbone import BackboneShape
+    from panda_fusion.backbone import Backbone, BackboneShape
+    from panda_fusion.peft_method import PEFTMethod
 
 PEFT_PREFIX = "peft."
 HEAD_PREFIX = "head."
 EMBEDDING = "task.embedding"
+MOST_NAMES = 8
+"""How many tensor names a message lists."""
 
 _OUTPUT_LAYERS = ("out_proj", "classifier", "score", "qa_outputs", "logits_proj")
 """The last part of the names that transformers gives to the output layer of a head."""
@@ -114,7 +117,7 @@ def load_prompt(path: str | os.PathLike[str]) -> Prompt:
         raise PromptFileError(f"{where} changed while it was read; try again.")
     _check_finite(where, tensors)
     return Prompt(
-        method=metadata.method,
+        method=_method(where, metadata).spec,  # with options that the method has got since the file was written
         tensors=_below(tensors, PEFT_PREFIX),
         head=_below(tensors, HEAD_PREFIX),
         embedding=tensors.get(EMBEDDING),
@@ -246,28 +249,14 @@ def check_tensors(where: str, metadata: PromptMetadata, tensors: Mapping[str, tu
             raise PromptFileError(f"{where}: tensor {name} has dtype {dtype}; prompts are stored in float32 (F32).")
         if 0 in shape:
             raise PromptFileError(f"{where}: tensor {name} is empty, shape {list(shape)}.")
-    expected = _expected_shapes(where, metadata)
+    stored = _method(where, metadata).stored_shapes(shape_of(metadata.backbone))
     found = {
         name.removeprefix(PEFT_PREFIX): shape for name, (_, shape) in tensors.items() if name.startswith(PEFT_PREFIX)
     }
-    method = printable(metadata.method, 80)
-    for name in expected:
-        if name not in found:
-            raise PromptFileError(
-                f"{where} lacks the tensor {PEFT_PREFIX}{name} of method {method}; ask its author for a whole file."
-            )
-    for name, shape in found.items():
-        if name not in expected:
-            raise PromptFileError(
-                f"{where} holds an unexpected tensor {PEFT_PREFIX}{name}; method {method} has "
-                f"{', '.join(PEFT_PREFIX + known for known in expected) or 'none'}."
-            )
-        if shape != expected[name]:
-            raise PromptFileError(
-                f"{where}: tensor {PEFT_PREFIX}{name} has shape {list(shape)}, but method {method} on its"
-                f" backbone has {list(expected[name])}; ask its author for a file that fits its own"
-                " description."
-            )
+    if stored is not None:
+        _check_stored(where, metadata.method, found, stored)
+    elif not found:
+        raise PromptFileError(f"{where} holds no tensor {PEFT_PREFIX}*; ask its author for a whole file.")
     embedding = tensors.get(EMBEDDING)
     if embedding is not None and embedding[1] != (metadata.backbone.hidden,):
         raise PromptFileError(
@@ -281,12 +270,52 @@ def check_tensors(where: str, metadata: PromptMetadata, tensors: Mapping[str, tu
     )
 
 
-def _expected_shapes(where: str, metadata: PromptMetadata) -> dict[str, tuple[int, ...]]:
+def check_stored(prompt: Prompt, backbone: Backbone) -> None:
+    """Check a prompt's tensors against the backbone at hand, which knows more than the file: model tuning stores the
+    backbone's own parameters.
+
+    Raises:
+        PromptFileError: a tensor is missing, unexpected, or of another shape.
+    """
+    from panda_fusion.plugin_manager import peft_methods
+
+    expected = peft_methods().create(prompt.method).stored_shapes(backbone.shape)
+    if expected is not None:
+        found = {name: tuple(tensor.shape) for name, tensor in prompt.tensors.items()}
+        _check_stored(printable(prompt.path or prompt.task.name), prompt.method, found, expected)
+
+
+def _check_stored(
+    where: str, spec: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    method = printable(spec, 80)
+    for name in expected:
+        if name not in found:
+            raise PromptFileError(
+                f"{where} lacks the tensor {PEFT_PREFIX}{name} of method {method}; ask its author for a whole file."
+            )
+    for name, shape in found.items():
+        if name not in expected:
+            known = [PEFT_PREFIX + name for name in expected]
+            rest = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+            raise PromptFileError(
+                f"{where} holds an unexpected tensor {PEFT_PREFIX}{name}; method {method} has "
+                f"{', '.join(known[:MOST_NAMES]) or 'none'}{rest}."
+            )
+        if shape != expected[name]:
+            raise PromptFileError(
+                f"{where}: tensor {PEFT_PREFIX}{name} has shape {list(shape)}, but method {method} on its"
+                f" backbone has {list(expected[name])}; ask its author for a file that fits its own"
+                " description."
+            )
+
+
+def _method(where: str, metadata: PromptMetadata) -> PEFTMethod:
     from panda_fusion.plugin_manager import peft_methods
 
     shown = printable(metadata.method, 80)
     try:
-        method = peft_methods().create(metadata.method)
+        return peft_methods().create(metadata.method)
     except UnknownNameError as error:
         raise PromptFileError(
             f"{where} needs the PEFT method {shown!r}, which no installed plugin provides; install the plugin"
@@ -296,7 +325,6 @@ def _expected_shapes(where: str, metadata: PromptMetadata) -> dict[str, tuple[in
         raise PromptFileError(f"{where} names a PEFT method that cannot be: {printable(str(error), 300)}") from error
     except PluginError as error:
         raise PromptFileError(f"{where} needs a plugin that fails: {printable(str(error), 300)}") from error
-    return method.stored_shapes(shape_of(metadata.backbone))
 
 
 def _check_head(where: str, head: dict[str, tuple[int, ...]], metadata: PromptMetadata) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from panda_fusion.random_streams import stream_seed
 from panda_fusion.run import RunSettings, finished_prompts
 from panda_fusion.similarity import SimilarityContext
 from panda_fusion.students import new_students
@@ -14,6 +15,7 @@ from panda_fusion.trainer import train_pack
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
+    from panda_fusion.embedding_cache import EmbeddingCache
     from panda_fusion.encoded_task import EncodedTask
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.prompt import Prompt
@@ -41,18 +43,22 @@ def train_probe(
 ) -> Prompt:
     """Train a prompt on the target just long enough to compare others with it.
 
+    Prompt and head start from random draws of the probe's own. With those of a training run a source of the same
+    seed would have started at the very same point, which short training does not leave far behind: the similarity
+    would say how little the source was trained.
+
     Args:
         backbone: the frozen backbone.
         method: PEFT method; similarities of tensors need the sources' own.
         encoded: the target task.
         settings: the run's settings; epochs and evaluations do not apply.
         steps: training steps.
-        seed: seed of the probe.
+        seed: seed of the run.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the step that was under way.
     """
-    students = new_students(backbone, encoded.task, method, [seed], settings.learning_rate)
+    students = new_students(backbone, encoded.task, method, [stream_seed(seed, "probe")], settings.learning_rate)
     per_epoch, _ = settings.training.steps(len(encoded.train))
     training = replace(settings.training, epochs=-(-steps // per_epoch), max_steps=steps)
     pack = train_pack(backbone, method, students, encoded.task, encoded.train, training)
@@ -91,9 +97,10 @@ def target_for(
     """The given prompt of the target, a probe where there is none, nothing where none is needed.
 
     Raises:
-        PromptFileError: a source lacks what the similarity compares; found out before the probe is trained.
+        PromptFileError, OptionError, BackboneError: sources or backbone lack what the similarity compares; found
+            out before the probe is trained.
     """
-    similarity.check_sources(sources)
+    similarity.check_sources(sources, SimilarityContext(backbone=backbone, samples=encoded.samples))
     if given is not None or not similarity.needs_target:
         return TargetPrompt(given)
     started = time.perf_counter()
@@ -107,10 +114,20 @@ def score_sources(
     sources: Sequence[Prompt],
     target: Prompt | None,
     encoded: EncodedTask,
+    cache: EmbeddingCache | None = None,
 ) -> list[float]:
-    """Similarity of every source to the target, in the order given."""
-    context = SimilarityContext(backbone=backbone, samples=encoded.samples)
-    return [similarity.score(source, target, context) for source in sources]
+    """Similarity of every source to the target, in the order given.
+
+    Args:
+        backbone: the frozen backbone.
+        similarity: the metric.
+        sources: the sources' prompts.
+        target: the target's prompt, or None where the metric needs none.
+        encoded: the target task.
+        cache: where computed task embeddings are looked for and kept; None: nowhere.
+    """
+    context = SimilarityContext(backbone=backbone, samples=encoded.samples, cache=cache)
+    return similarity.scores(sources, target, context)
 
 
 def ranked(sources: Sequence[Prompt], similarities: Sequence[float]) -> list[Ranked]:

@@ -29,13 +29,13 @@ class RunSettings:
 
     Attributes:
         training: epochs, batch size, dropout.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate; None: the PEFT method's own.
         max_length: tokens kept of a text.
         select_on: which split chooses the best step.
     """
 
     training: TrainSettings
-    learning_rate: float = 1e-2
+    learning_rate: float | None = None
     max_length: int = 128
     select_on: SelectOn = "validation"
 

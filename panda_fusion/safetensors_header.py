@@ -21,7 +21,7 @@ from panda_fusion.printable import printable
 
 MAX_HEADER_BYTES = 4 * 2**20
 """The largest header that is read."""
-MAX_DATA_BYTES = 2**30
+MAX_DATA_BYTES = 2**32
 """The most tensor data that is read."""
 MAX_NESTING = 32
 """How deep JSON from a file may nest."""

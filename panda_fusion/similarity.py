@@ -12,6 +12,7 @@ from panda_fusion.method import Method
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.dataset import EncodedSet
+    from panda_fusion.embedding_cache import EmbeddingCache
     from panda_fusion.prompt import Prompt
 
 
@@ -22,10 +23,12 @@ class SimilarityContext:
     Attributes:
         backbone: the frozen backbone of both prompts.
         samples: class-balanced samples of the target task, tokenised.
+        cache: task embeddings computed before, for similarities that compute some; None: nothing is kept.
     """
 
     backbone: Backbone
     samples: EncodedSet
+    cache: EmbeddingCache | None = None
 
 
 class Similarity(Method):
@@ -34,10 +37,15 @@ class Similarity(Method):
     needs_target: ClassVar[bool] = True
     """Whether a prompt trained on the target task is needed (a short probe is trained if none is given)."""
 
-    def check_sources(self, sources: Sequence[Prompt]) -> None:
-        """Raise PromptFileError if a source lacks what is compared; called before a probe is paid for.
+    def check_sources(self, sources: Sequence[Prompt], context: SimilarityContext) -> None:
+        """Raise what `score` would raise for these sources or this backbone; called before a probe is paid for.
 
         A probe has the method of the first source.
+
+        Raises:
+            PromptFileError: a source lacks what is compared.
+            OptionError: an option does not fit the backbone.
+            BackboneError: the backbone does not have what is compared.
         """
 
     @abstractmethod
@@ -52,3 +60,11 @@ class Similarity(Method):
         Raises:
             PromptFileError: a prompt lacks what the similarity compares, or the two do not fit.
         """
+
+    def scores(self, sources: Sequence[Prompt], target: Prompt | None, context: SimilarityContext) -> list[float]:
+        """Similarity of every source to the target, in the order given; what ranking calls.
+
+        The default asks `score` one by one. A similarity that runs the backbone overrides it, so that many prompts
+        share a forward pass (`panda_fusion.prompt_packs`); each number must be the one that `score` gives.
+        """
+        return [self.score(source, target, context) for source in sources]

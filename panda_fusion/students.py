@@ -21,7 +21,7 @@ def new_students(
     task: Task,
     method: PEFTMethod,
     seeds: Sequence[int],
-    learning_rate: float,
+    learning_rate: float | None,
     start: Mapping[str, torch.Tensor] | None = None,
     distillation: Distillation | None = None,
 ) -> list[Student]:
@@ -32,17 +32,17 @@ def new_students(
         task: the target task.
         method: PEFT method.
         seeds: each seeds prompt, head and data order of its student.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate; None: the method's own.
         start: trainable tensors to start from (vanilla transfer, SPoT); None: random.
         distillation: soft targets for all of them, or None.
     """
     heads = heads_for(backbone, task, seeds)
     return [
         Student(
-            tensors=method.create(backbone.shape, random_stream(seed, "prompt")) if start is None else start,
+            tensors=method.create(backbone, random_stream(seed, "prompt")) if start is None else start,
             head=head,
             seed=seed,
-            learning_rate=learning_rate,
+            learning_rate=method.learning_rate if learning_rate is None else learning_rate,
             distillation=distillation,
         )
         for seed, head in zip(seeds, heads, strict=True)

@@ -19,7 +19,11 @@ SAMPLES = 100
 
 
 def task_embeddings(
-    backbone: Backbone, method: PEFTMethod, tensors: Mapping[str, torch.Tensor], samples: EncodedSet
+    backbone: Backbone,
+    method: PEFTMethod,
+    tensors: Mapping[str, torch.Tensor],
+    samples: EncodedSet,
+    plain: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean over samples of h_cls with the prompt minus h_cls without it, before eq. 2.
 
@@ -28,10 +32,12 @@ def task_embeddings(
         method: PEFT method of the prompts.
         tensors: its trainable tensors [G, ...].
         samples: class-balanced examples of the task that the prompts were trained on.
+        plain: `pooled_vectors(backbone, samples)` where it is there already; None: it is computed.
 
     Returns:
         [G, hidden] float32 on the CPU.
     """
-    plain = pooled_vectors(backbone, samples)
+    if plain is None:
+        plain = pooled_vectors(backbone, samples)
     prompted = pooled_vectors(backbone, samples, method, tensors)
     return (prompted - plain).mean(1).cpu()

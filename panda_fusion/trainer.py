@@ -17,6 +17,7 @@ from panda_fusion.errors import TrainingError
 from panda_fusion.inference import predict_logits
 from panda_fusion.injection import Rows
 from panda_fusion.interrupt import stop_on_interrupt
+from panda_fusion.mask_pool import MaskPool, dropout_from
 from panda_fusion.optimizer import PackedAdamW, PackedParameters
 from panda_fusion.readout import cut_targets, labels_and_mask, logits_shape, masked, read
 from panda_fusion.scoring import score_outputs
@@ -217,6 +218,7 @@ class _Run:
         self.last_metrics: list[dict[str, float]] = [{} for _ in students]
         self.history: list[list[tuple[int, float, float]]] = [[] for _ in students]
         self.evaluated_at = 0
+        self.masks: MaskPool | None = None
 
     def train(self) -> TrainedPack:
         """The loop."""
@@ -273,7 +275,12 @@ class _Run:
         cuda = self.backbone.device.type == "cuda"
         with torch.random.fork_rng(devices=[self.backbone.device] if cuda else []):
             torch.manual_seed(self.students[0].seed)
-            yield
+            if cuda or not self.settings.backbone_dropout:
+                yield
+                return
+            self.masks = MaskPool(self.settings.backbone_dropout, self.backbone.dtype)
+            with dropout_from(self.masks):
+                yield
 
     def _steps(self) -> Iterator[tuple[torch.Tensor, int]]:
         """([G, B] example indices on the device, longest row) of every step."""
@@ -295,6 +302,8 @@ class _Run:
 
     def _step(self, index: torch.Tensor, width: int) -> torch.Tensor:
         """One update of every prompt; the losses [G], detached."""
+        if self.masks is not None:
+            self.masks.refresh()
         losses = self._losses(index, width)
         losses.sum().backward()
         detached = losses.detach()
@@ -306,7 +315,8 @@ class _Run:
         tensors = self.parameters.tensors()
         injection = self.method.inject(_part(tensors, _PEFT), self.backbone.shape)
         features = read(self.backbone, self.data, index, width, injection, self.rows, self.settings.backbone_dropout)
-        logits = masked(self.head(_part(tensors, _HEAD), features, self.settings.dropout), self.data, index)
+        logits = self.head(_part(tensors, _HEAD), features, self.settings.dropout, injection.weights)
+        logits = masked(logits, self.data, index)
         labels, mask = labels_and_mask(self.data, index, width)
         losses = task_losses(logits, labels, self.data.kind, mask)
         for distiller in self.distillers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from panda_fusion.inference import predict_logits
 from panda_fusion.peft_method import PEFTMethod
 from panda_fusion.plugin_manager import peft_methods
 from panda_fusion.task import Task
+from panda_fusion.testing import MODEL_TYPES
 from panda_fusion.testing.backbones import WORDS
 
-PEFT_TYPES = ("bert", "roberta", "electra")
+PEFT_TYPES = ("bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen2", "qwen3")
 """Tiny backbones that PEFT's prefix tuning takes."""
-OTHER_TYPES = ("distilbert", "modernbert")
-"""Tiny backbones that it refuses."""
+OTHER_TYPES = ("distilbert", "modernbert", "albert", "deberta-v2", "t5")
+"""Tiny backbones that it refuses (of T5 it takes the decoder only)."""
+CLASSIFIER_TYPES = tuple(model_type for model_type in MODEL_TYPES if model_type != "t5")
+"""Tiny backbones that transformers has a classifier for whose head can be compared: T5's sits behind its decoder."""
 MAX_LENGTH = 40
+PAD = 0
+"""Token to pad with for tokenizers that have none; the tiny backbones' texts do not hold it."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -58,7 +64,7 @@ def method(spec: str) -> PEFTMethod:
 def pack(peft: PEFTMethod, backbone: Backbone, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Trainable tensors [G, ...] of random prompts, larger than new ones so that they matter."""
     generator = torch.Generator().manual_seed(seed)
-    made = [peft.create(backbone.shape, generator) for _ in range(count)]
+    made = [peft.create(backbone, generator) for _ in range(count)]
     return {name: torch.stack([one[name] for one in made]) * 2 for name in made[0]}
 
 
@@ -74,6 +80,8 @@ def classifier(folder: Path, outputs: int, seed: int = 0, attention: str = "eage
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=outputs, attn_implementation=attention, dtype=torch.float32
         )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = PAD  # classifiers of decoders look for the last token that is not this one
         for name, parameter in model.named_parameters():
             if not name.startswith(f"{model.base_model_prefix}."):
                 parameter.data.normal_(0, 0.3)
@@ -89,9 +97,13 @@ def head_of(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def tokenised(backbone: Backbone, rows: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
-    """The batch that a user of transformers would make, padded to the longest text."""
-    return dict(backbone.tokenizer(*rows, padding=True, return_tensors="pt"))
+def tokenised(backbone: Backbone, rows: Sequence[Sequence[str]], side: str = "right") -> dict[str, torch.Tensor]:
+    """The batch that a user of transformers would make, padded to the longest text on a side."""
+    tokenizer = deepcopy(backbone.tokenizer)
+    tokenizer.padding_side = side
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD)
+    return dict(tokenizer(*rows, padding=True, return_tensors="pt"))
 
 
 def logits(backbone: Backbone, peft: PEFTMethod, tensors: Tensors, head: Tensors, data: EncodedSet) -> torch.Tensor:

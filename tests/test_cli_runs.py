@@ -78,7 +78,7 @@ def test_train_gives_one_json_object_with_every_key(chain):
     result = chain["train"].json
     assert set(result) >= RUN_KEYS
     assert result["task"] == "mood"
-    assert result["method"] == "prefix:length=4,projection=0"
+    assert result["method"] == "prefix:length=4,projection=0,init=normal"
     assert (result["metric"], result["steps"], result["seed"]) == ("accuracy", 4, 3)
     assert (result["device"], result["precision"], result["prompt"]) == ("cpu", "fp32", "own.safetensors")
     assert 0 <= result["last"] <= result["best"] <= 1
@@ -224,7 +224,7 @@ def test_init_starts_from_the_other_prompts_tensors(work, tmp_path):
     line = TRAIN.replace("mood", "topic") + " --init {w}/mood.safetensors --max-steps 1 --lr 1e-12 --json -q --out o.st"
     result = run(*work.words(line), cwd=tmp_path).json
     assert result["init"] == work["mood.safetensors"]
-    assert result["method"] == "prefix:length=4,projection=0"
+    assert result["method"] == "prefix:length=4,projection=0,init=normal"
     source, started = load_prompt(work["mood.safetensors"]), load_prompt(tmp_path / "o.st")
     for name, tensor in source.tensors.items():
         assert (started.tensors[name] - tensor).abs().max() < 1e-9
@@ -264,7 +264,7 @@ def test_rank_trains_a_probe_where_no_target_prompt_is_given(work, tmp_path):
 
 def test_prompt_commands_on_what_train_wrote(work, tmp_path):
     shown = run("prompt", "show", work["mood.safetensors"], "--json", cwd=tmp_path).json
-    assert shown["method"] == "prefix:length=4,projection=0"
+    assert shown["method"] == "prefix:length=4,projection=0,init=normal"
     verify = work.words("prompt verify {w}/mood.safetensors {w}/soft.safetensors --model {model} --json")
     assert run(*verify, cwd=tmp_path).json["ok"] is True
     assert run(*work.words("prompt export {w}/mood.safetensors --out peft --json"), cwd=tmp_path).code == 0

@@ -145,21 +145,21 @@ class Prefixed(PEFTMethod):
     def stored_shapes(self, shape):
         return {"key": self._size(shape), "value": self._size(shape)}
 
-    def create(self, shape, generator):
-        return {name: torch.randn(self._size(shape), generator=generator) for name in ("key", "value")}
+    def create(self, backbone, generator):
+        return {name: torch.randn(self._size(backbone.shape), generator=generator) for name in ("key", "value")}
 
     def inject(self, tensors, shape):
         return Injection(key=tensors["key"], value=tensors["value"])
 
 
 class GlobalRandom(Prefixed):
-    def create(self, shape, generator):
-        return {name: torch.randn(self._size(shape)) for name in ("key", "value")}
+    def create(self, backbone, generator):
+        return {name: torch.randn(self._size(backbone.shape)) for name in ("key", "value")}
 
 
 class DoublePrecision(Prefixed):
-    def create(self, shape, generator):
-        return {name: tensor.double() for name, tensor in super().create(shape, generator).items()}
+    def create(self, backbone, generator):
+        return {name: tensor.double() for name, tensor in super().create(backbone, generator).items()}
 
 
 class WrongCount(Prefixed):
@@ -263,7 +263,7 @@ class Unseeded(Teacher):
     needs_sources = False
 
     def build(self, context):
-        made = [context.method.create(context.backbone.shape, torch.Generator()) for _ in context.sources or [0]]
+        made = [context.method.create(context.backbone, torch.Generator()) for _ in context.sources or [0]]
         tensors = {name: torch.stack([one[name] for one in made]) for name in made[0]}
         return TeacherPrompts(
             method=context.method,

@@ -11,7 +11,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BartConfig, BartModel, DebertaV2Config, DebertaV2Model
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartModel,
+    DebertaConfig,
+    DebertaModel,
+    JambaConfig,
+    JambaModel,
+    MambaConfig,
+    MambaModel,
+    MPNetConfig,
+    MPNetModel,
+    OPTConfig,
+    OPTModel,
+)
 
 from panda_fusion.backbone import Backbone, fingerprint, load_backbone
 from panda_fusion.device import choose_device, choose_precision, precision_name
@@ -31,16 +45,20 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
 def test_sizes_are_those_of_the_config(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
     shape, info = tiny(model_type).shape, tiny(model_type).info
     layers = 3 if model_type == "modernbert" else 2
-    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim) == (layers, 32, 4, 4, 8)
-    assert shape.positions == 128
-    assert shape.input_width == (16 if model_type == "electra" else 32)
+    kv_heads = 2 if model_type in ("llama", "qwen2", "qwen3") else 4
+    head_dim = 16 if model_type == "qwen3" else 8
+    sizes = (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim)
+    assert sizes == (layers, 32, 4, kv_heads, head_dim)
+    # Where only distances count there is no longest text.
+    assert shape.positions == (None if model_type in ("deberta-v2", "t5") else 128)
+    assert shape.input_width == (16 if model_type in ("electra", "albert") else 32)
     assert (info.architecture, info.layers, info.hidden) == (model_type, layers, 32)
     assert info.name == model_type, "the folders of this machine have no place in prompt files"
     modules = dict(AutoModel.from_pretrained(tiny_folder(model_type)).named_modules())
     assert len(shape.layer_modules) == layers
     for number, name in enumerate(shape.layer_modules):
-        assert type(modules[name]).__name__.endswith(("Layer", "TransformerBlock"))
-        assert name.endswith(f".{number}")
+        assert type(modules[name]).__name__.endswith(("Layer", "Block"))
+        assert name.endswith(f".{0 if model_type == 'albert' else number}")
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -172,13 +190,36 @@ def test_encoder_decoder_is_refused(tmp_path: Path, tiny_folder: Folder) -> None
     assert_one_sentence(error, "bart", "encoder-decoder")
 
 
-def test_model_beside_the_attention_interface_is_refused(tmp_path: Path, tiny_folder: Folder) -> None:
-    config = DebertaV2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=200
-    )
+@pytest.mark.parametrize(("model", "config"), [(DebertaModel, DebertaConfig), (MPNetModel, MPNetConfig)])
+def test_model_beside_the_attention_interface_is_refused(
+    model: Any, config: Any, tmp_path: Path, tiny_folder: Folder
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     with pytest.raises(BackboneError) as error:
-        load(with_tokenizer(DebertaV2Model(config), tmp_path / "deberta", tiny_folder))
-    assert_one_sentence(error, "deberta")
+        load(with_tokenizer(model(config(**sizes, vocab_size=200)), tmp_path / "other", tiny_folder))
+    assert_one_sentence(error, "other", "attention interface", "docs/support.md")
+
+
+def test_models_with_a_state_are_refused(tmp_path: Path, tiny_folder: Folder) -> None:
+    """Mamba has no attention at all; Jamba has layers of both kinds."""
+    mamba = MambaModel(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, vocab_size=200))
+    with pytest.raises(BackboneError) as error:
+        load(with_tokenizer(mamba, tmp_path / "mamba", tiny_folder))
+    assert_one_sentence(error, "mamba", "no attention model", "docs/support.md")
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    few = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
+    jamba = JambaModel(JambaConfig(**sizes, **few, mamba_d_state=4, mamba_expand=1, vocab_size=200))
+    with pytest.raises(BackboneError) as error:
+        load(with_tokenizer(jamba, tmp_path / "jamba", tiny_folder))
+    assert_one_sentence(error, "jamba", "recurrent state", "docs/support.md")
+
+
+def test_opt_with_a_projection_behind_its_last_layer_is_refused(tmp_path: Path, tiny_folder: Folder) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16, "vocab_size": 200}
+    model = OPTModel(OPTConfig(**sizes, word_embed_proj_dim=8, max_position_embeddings=32))
+    with pytest.raises(BackboneError) as error:
+        load(with_tokenizer(model, tmp_path / "opt", tiny_folder))
+    assert_one_sentence(error, "opt", "16", "8", "word_embed_proj_dim")
 
 
 def test_weights_that_a_checkpoint_lacks_are_the_same_every_time(tmp_path: Path, tiny_folder: Folder) -> None:
@@ -217,7 +258,7 @@ def test_the_longest_text_that_fits_runs(model_type: str, spec: str, tiny: Tiny)
 
     backbone, method = tiny(model_type), peft_methods().create(spec)
     backbone.check_length(28, 100)
-    made = method.create(backbone.shape, torch.Generator().manual_seed(0))
+    made = method.create(backbone, torch.Generator().manual_seed(0))
     injection = method.inject({name: tensor.unsqueeze(0) for name, tensor in made.items()}, backbone.shape)
     pooled = backbone.forward(torch.full((1, 100), 7), torch.tensor([100]), None, injection, Rows(1))
     assert bool(pooled.isfinite().all())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_samples import classifier, head_of, largest
+from engine_samples import CLASSIFIER_TYPES, classifier, head_of, largest
 from transformers import AutoModelForSequenceClassification
 
 from panda_fusion.backbone import Backbone
@@ -18,7 +18,7 @@ Tiny = Callable[[str], Backbone]
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 5])
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", CLASSIFIER_TYPES)
 def test_names_and_shapes_are_those_of_transformers(
     model_type: str, outputs: int, tiny: Tiny, tiny_folder: Folder
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_samples import MAX_LENGTH, columns, largest, method, pack, tokenised
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForTextEncoding
 
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import encode, gather
@@ -18,6 +18,7 @@ from panda_fusion.testing import MODEL_TYPES
 
 LENGTH = 4
 ROWS = 6
+POOLING = {**dict.fromkeys(("gpt2", "opt", "llama", "qwen2", "qwen3"), "last"), "t5": "mean"}
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one column", "two columns"])
@@ -28,7 +29,7 @@ def test_input_prompt_equals_embeddings_put_in_front_by_hand(
     tiny: Callable[[str], Backbone],
     tiny_folder: Callable[[str], Path],
 ) -> None:
-    """The pooled vector is that of the first real token, and gradients are the same too."""
+    """The pooled vector is that of the text alone, and gradients are the same too."""
     backbone, peft = tiny(model_type), method(f"prompt:length={LENGTH}")
     ours = pack(peft, backbone, 1)["embedding"].requires_grad_()
     theirs = ours.detach()[0].clone().requires_grad_()
@@ -39,14 +40,22 @@ def test_input_prompt_equals_embeddings_put_in_front_by_hand(
     injection = peft.inject({"embedding": ours}, backbone.shape)
     found = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
 
-    model = AutoModel.from_pretrained(tiny_folder(model_type), attn_implementation="eager", dtype=torch.float32).eval()
+    loader = AutoModelForTextEncoding if model_type == "t5" else AutoModel
+    model = loader.from_pretrained(tiny_folder(model_type), attn_implementation="eager", dtype=torch.float32).eval()
     inputs = tokenised(backbone, rows)
     words = model.get_input_embeddings()(inputs.pop("input_ids"))
     inputs["inputs_embeds"] = torch.cat((theirs.expand(ROWS, -1, -1), words), dim=1)
     inputs["attention_mask"] = F.pad(inputs["attention_mask"], (LENGTH, 0), value=1)
     if "token_type_ids" in inputs:
         inputs["token_type_ids"] = F.pad(inputs["token_type_ids"], (LENGTH, 0), value=0)
-    expected = model(**inputs).last_hidden_state[:, LENGTH]
+    states = model(**inputs).last_hidden_state[:, LENGTH:]
+    texts = [row[:length] for row, length in zip(states, data.lengths.tolist(), strict=True)]
+    pooled: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "first": lambda text: text[0],
+        "last": lambda text: text[-1],
+        "mean": lambda text: text.mean(0),
+    }
+    expected = torch.stack([pooled[POOLING.get(model_type, "first")](text) for text in texts])
 
     assert largest(found, expected) <= 1e-5
     aim = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))

@@ -60,7 +60,7 @@ def fitting(tmp_path: Path, model: Path) -> Path:
     method = peft_methods().create("prefix:length=4")
     prompt = make_prompt(
         method.spec,
-        tensors=method.create(backbone.shape, generator),
+        tensors=method.create(backbone, generator),
         head=backbone.head(3).create(generator),
         embedding=torch.randn(backbone.shape.hidden, generator=generator),
         backbone=backbone.info,
@@ -94,7 +94,7 @@ def test_show(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "show", path)
     assert code == 0
     for words in (
-        "prefix:length=3,projection=0",
+        "prefix:length=3,projection=0,init=normal",
         "some/bert",
         "nli",
         "0.75",
@@ -110,7 +110,7 @@ def test_show(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_show_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = result(capsys, "show", path)
-    assert shown["method"] == "prefix:length=3,projection=0"
+    assert shown["method"] == "prefix:length=3,projection=0,init=normal"
     assert shown["backbone"]["fingerprint"] == "ab" * 32
     assert shown["task"]["labels"] == ["yes", "maybe", "no"]
     assert shown["scores"] == {"best": 0.75, "last": 0.5, "metric": "accuracy"}

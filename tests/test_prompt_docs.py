@@ -49,9 +49,9 @@ def test_reader_is_short(reader: str) -> None:
     [
         (
             "prefix",
-            ["'prefix:length=3,projection=0' on 'some/bert' for 'nli'", "key 2 3 4 4", "value 2 3 4 4"],
+            ["'prefix:length=3,projection=0,init=normal' on 'some/bert' for 'nli'", "key 2 3 4 4", "value 2 3 4 4"],
         ),
-        ("prompt", ["'prompt:length=3' on 'some/bert' for 'nli'", "embedding 3 16"]),
+        ("prompt", ["'prompt:length=3,init=normal,text=none' on 'some/bert' for 'nli'", "embedding 3 16"]),
     ],
 )
 def test_reader_reads_what_is_written(reader: str, tmp_path: Path, method: str, expected: list[str]) -> None:

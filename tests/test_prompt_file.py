@@ -99,7 +99,7 @@ def test_layout_is_the_documented_one(path: Path) -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert metadata["format"] == "panda-fusion"
     assert metadata["format_version"] == "1"
-    assert json.loads(metadata["method"]) == "prefix:length=3,projection=0"
+    assert json.loads(metadata["method"]) == "prefix:length=3,projection=0,init=normal"
     assert json.loads(metadata["backbone"])["kv_heads"] == 4
     assert json.loads(metadata["task"])["labels"] == ["yes", "maybe", "no"]
     assert json.loads(metadata["lineage"])["lambda"] == 0.05
@@ -154,7 +154,7 @@ def test_reading_metadata_needs_no_torch(path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "prefix:length=3,projection=0"
+    assert done.stdout.strip() == "prefix:length=3,projection=0,init=normal"
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,8 @@ _LEARNING_RATE = option(
     "--lr",
     metavar="X",
     type=FiniteFloat(0, min_open=True),
-    default=1e-2,
-    show_default=True,
+    default=None,
+    show_default="that of the method",
     help="Peak learning rate; it falls linearly to 0.",
 )
 
@@ -219,8 +219,14 @@ similarity_option = option(
     show_default=True,
     help="How a source is compared with the target.",
 )
-similarity_options = stacked(similarity_option, target_prompt_option, probe_steps_option)
-"""`--similarity`, `--target-prompt` and `--probe-steps`."""
+cache_option = option(
+    "Similarity",
+    "--no-cache",
+    is_flag=True,
+    help="Compute every task embedding anew, and keep none for the next time.",
+)
+similarity_options = stacked(similarity_option, target_prompt_option, probe_steps_option, cache_option)
+"""`--similarity`, `--target-prompt`, `--probe-steps` and `--no-cache`."""
 
 out_option = option(
     OUTPUT, "--out", metavar="FILE", type=FILE, required=True, help="The prompt file to write (.safetensors)."
@@ -267,6 +273,9 @@ def check_prompt_file(path: Path) -> PromptMetadata:
     Raises:
         PromptFileError: what does not fit.
     """
+    import msgspec
+
+    from panda_fusion.plugin_manager import peft_methods
     from panda_fusion.printable import printable
     from panda_fusion.prompt_file import check_tensors
     from panda_fusion.prompt_metadata import decode_metadata
@@ -276,7 +285,8 @@ def check_prompt_file(path: Path) -> PromptMetadata:
     header = read_header(path)
     metadata = decode_metadata(where, header.metadata)
     check_tensors(where, metadata, {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()})
-    return metadata
+    # As `load_prompt` gives it: with options that the method has got since the file was written.
+    return msgspec.structs.replace(metadata, method=peft_methods().create(metadata.method).spec)
 
 
 def check_target_prompt(path: Path | None, task: Task) -> None:
@@ -336,10 +346,11 @@ def check_prompt(prompt: Prompt, backbone: Backbone) -> None:
         PromptFileError: it was trained on another one, or its head is another architecture's.
     """
     from panda_fusion.printable import printable
-    from panda_fusion.prompt_file import check_backbone, check_head
+    from panda_fusion.prompt_file import check_backbone, check_head, check_stored
     from panda_fusion.task import head_outputs
 
     check_backbone(prompt, backbone.info, backbone.name)
+    check_stored(prompt, backbone)
     check_head(
         printable(prompt.path),
         prompt.head,

@@ -1,4 +1,4 @@
-"""What a PEFT method must fulfil, on made-up backbone shapes and inside tiny real backbones."""
+"""What a PEFT method must fulfil, outside of and inside tiny real backbones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import torch
 
     from panda_fusion.backbone import Backbone, BackboneShape
-    from panda_fusion.injection import Injection, Rows
+    from panda_fusion.injection import Injection, OutputTransform, Rows
 
 PACK = 3
+_INDEPENDENT = "prompts of a pack are independent"
+_Run = Callable[[PEFTMethod, "Backbone"], None]
 
 
 def check_peft_method(
@@ -34,20 +36,24 @@ def check_peft_method(
         name: what the instance is called.
         models: model types of the tiny backbones (`panda_fusion.testing.MODEL_TYPES`); empty: none.
     """
-    from panda_fusion.testing.samples import SHAPES
+    from panda_fusion.testing.samples import ODD_BACKBONES, sample_backbone, tiny_backbone
 
     method = method_type(options)
     method.name = name
+
+    def checks(kept: dict[str, _Run]) -> list[tuple[str, _Run]]:
+        return [(what, run) for what, run in kept.items() if method.packable or what != _INDEPENDENT]
+
     yield Check("virtual_tokens is a number of at least 0", lambda: _virtual_tokens(method))
-    for words, shape in SHAPES.items():
-        for what, run in _SHAPE_CHECKS.items():
-            yield Check(f"{words}: {what}", lambda run=run, shape=shape: run(method, shape))  # type: ignore[misc]
+    for special in ODD_BACKBONES:
+        for what, run in checks(_OUTSIDE_CHECKS):
+            yield Check(f"{special}: {what}", lambda run=run, special=special: run(method, sample_backbone(special)))  # type: ignore[misc]
     for model in models:
-        for what, inside in _BACKBONE_CHECKS.items():
-            yield Check(f"{model}: {what}", lambda run=inside, model=model: _inside(run, method, model))  # type: ignore[misc]
+        for what, run in checks(_INSIDE_CHECKS):
+            yield Check(f"{model}: {what}", lambda run=run, model=model: run(method, tiny_backbone(model)))  # type: ignore[misc]
 
 
-# On a shape alone
+# On what goes into a backbone
 
 
 def _virtual_tokens(method: PEFTMethod) -> None:
@@ -55,18 +61,18 @@ def _virtual_tokens(method: PEFTMethod) -> None:
     require(isinstance(found, int) and found >= 0, f"virtual_tokens() is {found!r}; expected 0, 1, ...")
 
 
-def _create(method: PEFTMethod, shape: BackboneShape) -> None:
+def _create(method: PEFTMethod, backbone: Backbone) -> None:
     import torch
 
     state = torch.get_rng_state()
-    made = method.create(shape, torch.Generator().manual_seed(1))
+    made = method.create(backbone, torch.Generator().manual_seed(1))
     require(made, "create made no tensor, so nothing would be trained")
     for name, tensor in made.items():
         require(tensor.dtype == torch.float32, f"tensor {name!r} is {tensor.dtype}; expected float32")
         require(tensor.device.type == "cpu", f"tensor {name!r} is on {tensor.device}; expected the CPU")
         require(not tensor.requires_grad, f"tensor {name!r} requires a gradient; the trainer decides that")
         require(bool(tensor.isfinite().all()), f"tensor {name!r} is not finite")
-    again = method.create(shape, torch.Generator().manual_seed(1))
+    again = method.create(backbone, torch.Generator().manual_seed(1))
     require(
         set(made) == set(again) and all(torch.equal(made[name], again[name]) for name in made),
         "two generators of one seed gave different tensors; draw from the generator only",
@@ -74,11 +80,12 @@ def _create(method: PEFTMethod, shape: BackboneShape) -> None:
     require(torch.equal(state, torch.get_rng_state()), "create drew from torch's global random state")
 
 
-def _injected(method: PEFTMethod, shape: BackboneShape) -> None:
+def _injected(method: PEFTMethod, backbone: Backbone) -> None:
     from panda_fusion.testing.samples import perturbed
 
-    for pack in (1, PACK):
-        injection = method.inject(perturbed(method, shape, pack), shape)
+    shape = backbone.shape
+    for pack in (1, PACK) if method.packable else (1,):
+        injection = method.inject(perturbed(method, backbone, pack), shape)
         length = injection.prefix_length
         if injection.key is not None or injection.value is not None:
             expected = (pack, shape.layers, length, shape.kv_heads, shape.head_dim)
@@ -103,17 +110,30 @@ def _injected(method: PEFTMethod, shape: BackboneShape) -> None:
             f"virtual_tokens() is {method.virtual_tokens()}, but {taken} positions are injected",
         )
         require(
-            injection.key is not None or injection.embedding is not None or injection.outputs,
+            injection.key is not None or injection.embedding is not None or injection.outputs or injection.weights,
             "the injection is empty, so the prompt has no effect",
         )
+        require(
+            method.packable or bool(injection.weights),
+            "packable is False, but no weight of the backbone is replaced; only that keeps prompts from sharing a pass",
+        )
+        for name, tensor in injection.weights.items():
+            require(not method.packable, "weights of the backbone are replaced, so packable must be False")
+            known = (shape.parameters or {}).get(name)
+            require(
+                known is not None and tuple(tensor.shape) == (1, *known),
+                f"weight {name!r} has the shape {list(tensor.shape)}; expected one that the backbone has, and the "
+                "backbone's shape behind a pack axis of 1",
+            )
 
 
-def _slices(method: PEFTMethod, shape: BackboneShape) -> None:
+def _slices(method: PEFTMethod, backbone: Backbone) -> None:
     import torch
 
     from panda_fusion.testing.samples import perturbed
 
-    tensors = perturbed(method, shape, PACK)
+    shape = backbone.shape
+    tensors = perturbed(method, backbone, PACK)
     together = _applied(method.inject(tensors, shape), shape, PACK)
     for prompt in range(PACK):
         alone = {name: tensor[prompt : prompt + 1] for name, tensor in tensors.items()}
@@ -124,36 +144,46 @@ def _slices(method: PEFTMethod, shape: BackboneShape) -> None:
             )
 
 
-def _gradients(method: PEFTMethod, shape: BackboneShape) -> None:
+def _gradients(method: PEFTMethod, backbone: Backbone) -> None:
     import torch
 
     from panda_fusion.testing.samples import perturbed
 
-    tensors = {name: tensor.requires_grad_() for name, tensor in perturbed(method, shape, PACK).items()}
-    applied = _applied(method.inject(tensors, shape), shape, PACK)
+    shape, pack = backbone.shape, PACK if method.packable else 1
+    one = pack // 2
+    tensors = {name: tensor.requires_grad_() for name, tensor in perturbed(method, backbone, pack).items()}
+    applied = _applied(method.inject(tensors, shape), shape, pack)
     generator = torch.Generator().manual_seed(5)
     total = torch.stack(
-        [(found[1] * torch.randn(found[1].shape, generator=generator)).sum() for found in applied.values()]
+        [(found[one] * torch.randn(found[one].shape, generator=generator)).sum() for found in applied.values()]
     ).sum()
     total.backward()
     for name, tensor in tensors.items():
         _require_gradient(name, tensor.grad)
         assert tensor.grad is not None
         require(
-            not tensor.grad[0].any() and not tensor.grad[2].any(),
-            f"prompt 1 depends on other prompts' {name!r}; prompt g must depend on slice g alone",
+            all(not tensor.grad[other].any() for other in range(pack) if other != one),
+            f"prompt {one} depends on other prompts' {name!r}; prompt g must depend on slice g alone",
         )
 
 
-def _stored(method: PEFTMethod, shape: BackboneShape) -> None:
+def _stored(method: PEFTMethod, backbone: Backbone) -> None:
     import torch
 
+    from panda_fusion.prompt_file import shape_of
     from panda_fusion.testing.samples import perturbed
 
-    trained = {name: tensor[0] for name, tensor in perturbed(method, shape, 1).items()}
+    shape = backbone.shape
+    trained = {name: tensor[0] for name, tensor in perturbed(method, backbone, 1).items()}
     stored = method.to_stored(trained, shape)
     found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    expected = {name: tuple(sizes) for name, sizes in method.stored_shapes(shape).items()}
+    stated = method.stored_shapes(shape)
+    require(stated is not None, "stored_shapes is None although the backbone is at hand")
+    expected = {name: tuple(sizes) for name, sizes in (stated or {}).items()}
+    require(
+        method.stored_shapes(shape_of(backbone.info)) in (None, stated),
+        "stored_shapes is another one without the model (as files are checked) than with it",
+    )
     require(found == expected, f"to_stored gives {found}, stored_shapes says {expected}")
     for name, tensor in stored.items():
         require(tensor.dtype == torch.float32, f"stored {name!r} is {tensor.dtype}; expected float32")
@@ -198,11 +228,11 @@ def _same_effect(
         )
 
 
-def _tokens(method: PEFTMethod, shape: BackboneShape) -> None:
+def _tokens(method: PEFTMethod, backbone: Backbone) -> None:
     from panda_fusion.testing.samples import perturbed
 
-    trained = {name: tensor[0] for name, tensor in perturbed(method, shape, 1).items()}
-    matrix = method.token_matrix(method.to_stored(trained, shape))
+    trained = {name: tensor[0] for name, tensor in perturbed(method, backbone, 1).items()}
+    matrix = method.token_matrix(method.to_stored(trained, backbone.shape))
     require(matrix.dim() == 2, f"token_matrix has the shape {list(matrix.shape)}; expected [tokens, features]")
     rows = max(1, method.virtual_tokens())
     require(
@@ -230,42 +260,56 @@ def _applied(injection: Injection, shape: BackboneShape, pack: int, first: int =
         )
         if tensor is not None
     }
+    found |= {f"weight {name!r}": tensor for name, tensor in injection.weights.items()}
     outputs = torch.randn((PACK, 2, 4, shape.hidden), generator=torch.Generator().manual_seed(9))
     outputs = outputs[first : first + pack]
-    for name in injection.outputs:
-        if name not in shape.layer_modules:
-            continue  # of any other module only a real backbone knows the width
+    for name, transform in _transforms(injection, shape):
         for words, index in (("", None), (" with row numbers", torch.arange(pack).repeat_interleave(2))):
             given = outputs.flatten(0, 1)
-            changed = injection.outputs[name](given.clone(), Rows(pack, index))
+            changed = transform(given.clone(), Rows(pack, index))
             require(
                 changed.shape == given.shape,
-                f"the transform of {name!r} turns {list(given.shape)} into {list(changed.shape)}",
+                f"the transform of {name} turns {list(given.shape)} into {list(changed.shape)}",
             )
-            found[f"output of {name!r}{words}"] = changed.unflatten(0, (pack, 2))
+            found[f"output of {name}{words}"] = changed.unflatten(0, (pack, 2))
     return found
 
 
-def _half_precision(method: PEFTMethod, shape: BackboneShape) -> None:
+def _transforms(injection: Injection, shape: BackboneShape) -> Iterator[tuple[str, OutputTransform]]:
+    """Transforms of layers and sublayers, whose outputs are [N, T, hidden]; of any other module only the backbone knows
+    the width."""
+    layout = shape.layout
+    known = {*shape.layer_modules, *(() if layout is None else (*layout.attention_outputs, *layout.feedforward_outputs))}
+    for name, transform in injection.outputs.items():
+        if name not in known:
+            continue
+        if not isinstance(transform, tuple):
+            yield repr(name), transform
+        else:
+            yield from ((f"{name!r}, call {call}", one) for call, one in enumerate(transform, start=1))
+
+
+def _half_precision(method: PEFTMethod, backbone: Backbone) -> None:
     import torch
 
     from panda_fusion.injection import Rows
     from panda_fusion.testing.samples import perturbed
 
-    injection = method.inject(perturbed(method, shape, 1), shape)
-    for name in set(injection.outputs) & set(shape.layer_modules):
+    shape = backbone.shape
+    injection = method.inject(perturbed(method, backbone, 1), shape)
+    for name, transform in _transforms(injection, shape):
         given = torch.ones((2, 4, shape.hidden), dtype=torch.bfloat16)
-        changed = injection.outputs[name](given, Rows(1))
+        changed = transform(given, Rows(1))
         require(
             changed.dtype == torch.bfloat16,
-            f"the transform of {name!r} turns bfloat16 into {changed.dtype}; expected the dtype that came in",
+            f"the transform of {name} turns bfloat16 into {changed.dtype}; expected the dtype that came in",
         )
 
 
-_SHAPE_CHECKS: dict[str, Callable[[PEFTMethod, BackboneShape], None]] = {
+_OUTSIDE_CHECKS: dict[str, _Run] = {
     "create is float32 and repeatable": _create,
     "injection has the stated shapes": _injected,
-    "prompts of a pack are independent": _slices,
+    _INDEPENDENT: _slices,
     "gradients reach every trainable tensor": _gradients,
     "stored form reads back": _stored,
     "token_matrix is [tokens, features]": _tokens,
@@ -274,12 +318,6 @@ _SHAPE_CHECKS: dict[str, Callable[[PEFTMethod, BackboneShape], None]] = {
 
 
 # Inside a backbone
-
-
-def _inside(run: Callable[[PEFTMethod, Backbone], None], method: PEFTMethod, model: str) -> None:
-    from panda_fusion.testing.samples import tiny_backbone
-
-    run(method, tiny_backbone(model))
 
 
 def _pooled(backbone: Backbone, injection: Injection | None, rows: Rows, examples: Sequence[int]) -> torch.Tensor:
@@ -308,7 +346,7 @@ def _has_effect(method: PEFTMethod, backbone: Backbone) -> None:
     from panda_fusion.testing.samples import perturbed
 
     with torch.no_grad():
-        injection = method.inject(perturbed(method, backbone.shape, 1), backbone.shape)
+        injection = method.inject(perturbed(method, backbone, 1), backbone.shape)
         without = _pooled(backbone, None, Rows(1), range(4))
         with_prompt = _pooled(backbone, injection, Rows(1), range(4))
     require(bool(with_prompt.isfinite().all()), "the pooled vectors are not finite")
@@ -323,7 +361,7 @@ def _pack_inside(method: PEFTMethod, backbone: Backbone) -> None:
     from panda_fusion.testing.samples import perturbed
 
     shape = backbone.shape
-    tensors = perturbed(method, shape, PACK)
+    tensors = perturbed(method, backbone, PACK)
     with torch.no_grad():
         grouped = _pooled(backbone, method.inject(tensors, shape), Rows(PACK), [0, 1] * PACK)
         order = torch.tensor([2, 0, 1])
@@ -343,7 +381,7 @@ def _padding(method: PEFTMethod, backbone: Backbone) -> None:
     from panda_fusion.testing.samples import perturbed
 
     with torch.no_grad():
-        injection = method.inject(perturbed(method, backbone.shape, 1), backbone.shape)
+        injection = method.inject(perturbed(method, backbone, 1), backbone.shape)
         batch = _pooled(backbone, injection, Rows(1), range(6))
         for row in range(6):
             alone = _pooled(backbone, injection, Rows(1), [row])
@@ -351,15 +389,20 @@ def _padding(method: PEFTMethod, backbone: Backbone) -> None:
 
 
 def _gradients_inside(method: PEFTMethod, backbone: Backbone) -> None:
+    """Through the head as well: a method that trains the backbone's pooler reaches it only there."""
     import torch
 
     from panda_fusion.injection import Rows
     from panda_fusion.testing.samples import perturbed
 
-    shape = backbone.shape
-    tensors = {name: tensor.requires_grad_() for name, tensor in perturbed(method, shape, 2).items()}
-    pooled = _pooled(backbone, method.inject(tensors, shape), Rows(2), [0, 1, 0, 1])
-    (pooled * torch.randn(pooled.shape, generator=torch.Generator().manual_seed(6))).sum().backward()
+    pack = 2 if method.packable else 1
+    tensors = {name: tensor.requires_grad_() for name, tensor in perturbed(method, backbone, pack).items()}
+    injection = method.inject(tensors, backbone.shape)
+    pooled = _pooled(backbone, injection, Rows(pack), [0, 1] * pack)
+    head = backbone.head(2)
+    drawn = {name: torch.stack([tensor] * pack) for name, tensor in head.create(torch.Generator().manual_seed(8)).items()}
+    logits = head(drawn, pooled.view(pack, 2, -1), weights=injection.weights)
+    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(6))).sum().backward()
     for name, tensor in tensors.items():
         _require_gradient(name, tensor.grad)
 
@@ -376,9 +419,9 @@ def _close(first: torch.Tensor, second: torch.Tensor, what: str) -> None:
     require(gap < 1e-4, f"{what} differ by {gap:.2g} in the pooled vector")
 
 
-_BACKBONE_CHECKS: dict[str, Callable[[PEFTMethod, Backbone], None]] = {
+_INSIDE_CHECKS: dict[str, _Run] = {
     "changes the pooled vector": _has_effect,
-    "prompts of a pack are independent": _pack_inside,
+    _INDEPENDENT: _pack_inside,
     "padding changes nothing": _padding,
     "gradients reach every trainable tensor": _gradients_inside,
 }

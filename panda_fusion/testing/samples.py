@@ -1,4 +1,4 @@
-"""What the checks feed to methods: backbone shapes, tiny backbones, encoded texts and made-up prompts."""
+"""What the checks feed to methods: tiny backbones, encoded texts and made-up prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from panda_fusion.backbone import BackboneShape
 from panda_fusion.testing.backbones import make_tiny_backbone
 from panda_fusion.testing.check import ConformanceError
 
@@ -19,40 +18,14 @@ if TYPE_CHECKING:
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.prompt import Prompt
 
-# Every size is another number, so that mixing two of them up shows.
-PLAIN = BackboneShape(
-    layers=3,
-    hidden=24,
-    heads=4,
-    kv_heads=4,
-    head_dim=6,
-    positions=64,
-    initializer_range=0.2,
-    layer_modules=("layer.0", "layer.1", "layer.2"),
-)
-GROUPED = BackboneShape(
-    layers=2,
-    hidden=40,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    positions=None,
-    initializer_range=0.02,
-    layer_modules=("layers.0", "layers.1"),
-)
-NARROW = BackboneShape(
-    layers=2,
-    hidden=24,
-    heads=3,
-    kv_heads=3,
-    head_dim=8,
-    positions=64,
-    initializer_range=0.2,
-    layer_modules=("encoder.layer.0", "encoder.layer.1"),
-    embedding_size=10,
-)
-SHAPES = {"plain": PLAIN, "grouped key/value heads": GROUPED, "narrow embeddings": NARROW}
-"""Synthetic backbone shapes by what is special about them."""
+PLAIN, GROUPED, NARROW, SHARED = "plain", "grouped key/value heads", "narrow embeddings", "shared layers"
+ODD_BACKBONES: dict[str, tuple[str, dict[str, int]]] = {
+    PLAIN: ("bert", {"num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 20}),
+    GROUPED: ("qwen3", {"num_hidden_layers": 2, "hidden_size": 40, "num_attention_heads": 4, "head_dim": 16}),
+    NARROW: ("electra", {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "embedding_size": 10}),
+    SHARED: ("albert", {"num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 2, "embedding_size": 10}),
+}
+"""What is special about a tiny backbone -> model type and sizes, all different, so that mixing two up shows."""
 
 TEXTS = (
     "the dog is in the garden",
@@ -67,12 +40,23 @@ TEXTS = (
 @cache
 def tiny_backbone(model_type: str) -> Backbone:
     """A tiny random backbone on the CPU in float32, made once per process."""
+    return _made(model_type, {})
+
+
+@cache
+def sample_backbone(special: str) -> Backbone:
+    """One of `ODD_BACKBONES`, made once per process."""
+    model_type, config = ODD_BACKBONES[special]
+    return _made(model_type, config)
+
+
+def _made(model_type: str, config: dict[str, int]) -> Backbone:
     import torch
 
     from panda_fusion.backbone import load_backbone
 
     with tempfile.TemporaryDirectory(prefix="panda-fusion-") as folder:
-        path = make_tiny_backbone(model_type, Path(folder) / model_type)
+        path = make_tiny_backbone(model_type, Path(folder) / model_type, config=config)
         return load_backbone(str(path), device=torch.device("cpu"), dtype=torch.float32)
 
 
@@ -84,13 +68,13 @@ def encoded_texts(backbone: Backbone) -> EncodedSet:
     return encode(backbone, [TEXTS], labels, "classification", 32)
 
 
-def perturbed(method: PEFTMethod, shape: BackboneShape, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def perturbed(method: PEFTMethod, backbone: Backbone, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Trainable tensors of `count` prompts, [G, ...], as training might leave them: created, then moved at
     random (a method that starts as the identity would otherwise hide a mistake)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    made = [method.create(shape, generator) for _ in range(count)]
+    made = [method.create(backbone, generator) for _ in range(count)]
     return {
         name: torch.stack([one[name] for one in made])
         + 0.3 * torch.randn((count, *made[0][name].shape), generator=generator)
@@ -117,20 +101,21 @@ def sample_method() -> PEFTMethod:
     )
 
 
-def sample_prompt(backbone: Backbone, method: PEFTMethod, seed: int, shape: BackboneShape | None = None) -> Prompt:
-    """A made-up prompt of a method for a backbone (or another shape), with a head and a task embedding."""
+def sample_prompt(backbone: Backbone, method: PEFTMethod, seed: int, sized: Backbone | None = None) -> Prompt:
+    """A made-up prompt of a method for a backbone, with a head and a task embedding; with `sized` its tensors and
+    embedding have that backbone's sizes and do not fit."""
     import torch
 
     from panda_fusion.prompt import Prompt, TaskInfo
 
-    sizes = backbone.shape if shape is None else shape
+    sized = sized or backbone
     generator = torch.Generator().manual_seed(100 + seed)
-    trainable = {name: tensor[0] for name, tensor in perturbed(method, sizes, 1, seed).items()}
+    trainable = {name: tensor[0] for name, tensor in perturbed(method, sized, 1, seed).items()}
     return Prompt(
         method=method.stored().spec,
-        tensors=method.to_stored(trainable, sizes),
+        tensors=method.to_stored(trainable, sized.shape),
         head=backbone.head(2).create(generator),
-        embedding=torch.randn(sizes.hidden, generator=generator),
+        embedding=torch.randn(sized.shape.hidden, generator=generator),
         backbone=backbone.info,
         task=TaskInfo(
             name=f"sample-{seed}",

@@ -12,7 +12,7 @@ from panda_fusion.similarity import Similarity, SimilarityContext
 from panda_fusion.testing.check import Check, require
 
 if TYPE_CHECKING:
-    from panda_fusion.backbone import BackboneShape
+    from panda_fusion.backbone import Backbone
     from panda_fusion.prompt import Prompt
 
 
@@ -60,6 +60,21 @@ def check_similarity(
             other = method.score(_prompt(seed), target, _context())
             require(other <= best + 1e-6, f"a prompt's similarity to itself is {best}, to another one {other}")
 
+    def several() -> None:
+        sources, target = [_prompt(seed) for seed in (3, 1, 2, 3)], _prompt(1)
+        found = method.scores(sources, target, _context())
+        require(len(found) == len(sources), f"scores of {len(sources)} sources gave {len(found)} numbers")
+        for place, source in enumerate(sources):
+            alone = method.score(source, target, _context())
+            require(
+                isinstance(found[place], float) and abs(found[place] - alone) <= 1e-5,
+                f"scores gives source {place} {found[place]!r}, score gives it {alone}",
+            )
+        require(method.scores([], target, _context()) == [], "scores of no source is not an empty list")
+
+    def checked_first() -> None:
+        method.check_sources([_prompt(1), _prompt(2)], _context())
+
     def no_target() -> None:
         found = method.score(_prompt(1), None, _context())
         require(
@@ -74,14 +89,18 @@ def check_similarity(
         _number_or_prompt_error(method, bare, _prompt(2), "the source carries no task embedding")
 
     def other_backbone() -> None:
-        from panda_fusion.testing.samples import PLAIN
+        from panda_fusion.testing.samples import PLAIN, sample_backbone
 
-        _number_or_prompt_error(method, _prompt(1, PLAIN), _prompt(2), "the prompts have different sizes")
+        _number_or_prompt_error(
+            method, _prompt(1, sample_backbone(PLAIN)), _prompt(2), "the prompts have different sizes"
+        )
 
     yield Check("score is a finite float", finite)
     yield Check("deterministic", repeatable)
     yield Check("prompts stay as they are", unchanged)
     yield Check("no prompt is closer to a prompt than itself", itself)
+    yield Check("many sources at once score what each scores alone", several)
+    yield Check("check_sources takes sources that can be scored", checked_first)
     if not method.needs_target:
         yield Check("works without a target prompt", no_target)
     yield Check("a prompt without task embedding works or raises PromptFileError", no_embedding)
@@ -96,10 +115,10 @@ def _number_or_prompt_error(method: Similarity, source: Prompt, target: Prompt, 
     require(isinstance(found, float) and math.isfinite(found), f"{case}: score returns {found!r}")
 
 
-def _prompt(seed: int, shape: BackboneShape | None = None) -> Prompt:
+def _prompt(seed: int, sized: Backbone | None = None) -> Prompt:
     from panda_fusion.testing.samples import sample_method, sample_prompt, tiny_backbone
 
-    return sample_prompt(tiny_backbone("bert"), sample_method(), seed, shape)
+    return sample_prompt(tiny_backbone("bert"), sample_method(), seed, sized)
 
 
 def _context() -> SimilarityContext:

@@ -13,7 +13,7 @@ from panda_fusion.testing.check import Check, require
 if TYPE_CHECKING:
     import torch
 
-    from panda_fusion.backbone import BackboneShape
+    from panda_fusion.backbone import Backbone
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.prompt import Prompt
     from panda_fusion.trainer import TrainedPack
@@ -37,7 +37,7 @@ def check_teacher(method_type: type[Teacher], options: Options | None = None, na
 
         built = method.build(_context(_sources(count)))
         expected = {
-            key: (count, *tensor.shape) for key, tensor in built.method.create(_shape(), torch.Generator()).items()
+            key: (count, *tensor.shape) for key, tensor in built.method.create(_backbone(), torch.Generator()).items()
         }
         _require_stack(built.tensors, "tensors")
         found = {key: tuple(tensor.shape) for key, tensor in built.tensors.items()}
@@ -78,10 +78,10 @@ def check_teacher(method_type: type[Teacher], options: Options | None = None, na
         require(built.tensors, "needs_sources is False, but without sources there are no teacher prompts")
 
     def misfit() -> None:
-        from panda_fusion.testing.samples import GROUPED, sample_method, sample_prompt, tiny_backbone
+        from panda_fusion.testing.samples import GROUPED, sample_backbone, sample_method, sample_prompt, tiny_backbone
 
         backbone = tiny_backbone("bert")
-        other = sample_prompt(backbone, sample_method(), 9, GROUPED)
+        other = sample_prompt(backbone, sample_method(), 9, sample_backbone(GROUPED))
         try:
             method.build(_context([_sources(1)[0], other]))
         except PromptFileError:
@@ -98,10 +98,10 @@ def check_teacher(method_type: type[Teacher], options: Options | None = None, na
         yield Check("works without sources", no_sources)
 
 
-def _shape() -> BackboneShape:
+def _backbone() -> Backbone:
     from panda_fusion.testing.samples import tiny_backbone
 
-    return tiny_backbone("bert").shape
+    return tiny_backbone("bert")
 
 
 def _sources(count: int) -> list[Prompt]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Eavg(Similarity):
     """cos(mean_p s_p, mean_p t_p) over the tokens p of each prompt; the lengths may differ."""
 
-    def check_sources(self, sources: Sequence[Prompt]) -> None:
+    def check_sources(self, sources: Sequence[Prompt], context: SimilarityContext) -> None:
         for source in sources:
             _means(source, sources[0], "the probe")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
@@ -16,7 +17,7 @@ from panda_fusion.peft_method import PEFTMethod
 if TYPE_CHECKING:
     import torch
 
-    from panda_fusion.backbone import BackboneShape
+    from panda_fusion.backbone import Backbone, BackboneShape
     from panda_fusion.injection import Injection
 
 
@@ -28,6 +29,21 @@ class PrefixOptions(Options, frozen=True, kw_only=True):
         int,
         Meta(ge=0, le=65536, description="hidden size of the MLP re-parameterisation; 0 trains keys and values"),
     ] = 0
+    init: Annotated[
+        Literal["normal", "sparse", "constant", "vocab"],
+        Meta(
+            description="how keys and values start: normal at the backbone's scale; the same with a tenth set to zero; "
+            "all zero; those that the backbone computes for sampled tokens"
+        ),
+    ] = "normal"
+
+    def __post_init__(self) -> None:
+        if self.projection and self.init != "normal":
+            raise ValueError("init is that of keys and values, which projection computes; leave one of the two out.")
+
+
+SPARSITY = 0.1
+"""Share of the virtual tokens at which an element of a sparse prefix is zero (torch.nn.init.sparse_)."""
 
 
 class Prefix(PEFTMethod):
@@ -36,6 +52,10 @@ class Prefix(PEFTMethod):
     Without `projection` the trainable tensors are the stored ones, `key` and `value`
     [layers, P, kv_heads, head_dim]. With it a matrix [P, hidden] goes through an MLP (linear, tanh, linear)
     whose output is all keys and values; only that output is stored.
+
+    How they start (PanDa, Figure 2, compares the first three): `normal`, N(0, initializer_range of the backbone);
+    `sparse`, the same, then for every layer, head and dimension ceil(0.1 P) of the P tokens set to zero; `constant`,
+    zeros; `vocab`, the keys and values that the plain backbone computes for a text of P sampled tokens.
     """
 
     Options = PrefixOptions
@@ -51,15 +71,26 @@ class Prefix(PEFTMethod):
     def stored_shapes(self, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
         return {"key": self._stored_shape(shape), "value": self._stored_shape(shape)}
 
-    def create(self, shape: BackboneShape, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def create(self, backbone: Backbone, generator: torch.Generator) -> dict[str, torch.Tensor]:
         import torch
+
+        shape = backbone.shape
 
         def normal(*sizes: int) -> torch.Tensor:
             return torch.randn(sizes, generator=generator) * shape.initializer_range
 
         middle = self.options.projection
         if not middle:
-            return {"key": normal(*self._stored_shape(shape)), "value": normal(*self._stored_shape(shape))}
+            size = self._stored_shape(shape)
+            if self.options.init == "constant":
+                return {"key": torch.zeros(size), "value": torch.zeros(size)}
+            if self.options.init == "vocab":
+                from panda_fusion.starting_points import sampled_tokens, token_keys_and_values
+
+                key, value = token_keys_and_values(backbone, sampled_tokens(backbone, size[1], generator))
+                return {"key": key, "value": value}
+            drawn = {"key": normal(*size), "value": normal(*size)}
+            return {name: _thinned(one, generator) for name, one in drawn.items()} if self.options.init == "sparse" else drawn
         width = shape.layers * 2 * shape.kv_heads * shape.head_dim
         return {
             "embedding": torch.randn((self.options.length, shape.hidden), generator=generator),
@@ -89,7 +120,7 @@ class Prefix(PEFTMethod):
         return Injection(key=key, value=value)
 
     def stored(self) -> PEFTMethod:
-        if not self.options.projection:
+        if not self.options.projection and self.options.init == "normal":
             return self
         plain = Prefix(PrefixOptions(length=self.options.length))
         plain.name = self.name
@@ -113,6 +144,14 @@ class Prefix(PEFTMethod):
 
         both = torch.stack((stored["key"], stored["value"]), dim=1)
         return both.permute(2, 0, 1, 3, 4).flatten(1)
+
+
+def _thinned(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """[layers, P, kv_heads, head_dim] with ceil(SPARSITY * P) of the P tokens, drawn for each column, set to zero."""
+    import torch
+
+    rank = torch.rand(tensor.shape, generator=generator).argsort(dim=1).argsort(dim=1)
+    return tensor.masked_fill(rank < ceil(SPARSITY * tensor.shape[1]), 0.0)
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
@@ -15,7 +15,7 @@ from panda_fusion.peft_method import PEFTMethod
 if TYPE_CHECKING:
     import torch
 
-    from panda_fusion.backbone import BackboneShape
+    from panda_fusion.backbone import Backbone, BackboneShape
     from panda_fusion.injection import Injection
 
 
@@ -23,10 +23,29 @@ class PromptOptions(Options, frozen=True, kw_only=True):
     """Options of `prompt`."""
 
     length: Annotated[int, Meta(ge=1, le=4096, description="virtual tokens in front of the text")] = 20
+    init: Annotated[
+        Literal["normal", "vocab", "text"],
+        Meta(
+            description="how the embeddings start: normal at the backbone's scale, or those of sampled tokens, or those "
+            "of the option text"
+        ),
+    ] = "normal"
+    text: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="what init=text starts from, repeated or cut to length"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if (self.init == "text") != (self.text is not None):
+            raise ValueError('init=text and text="..." are given together or not at all.')
 
 
 class InputPrompt(PEFTMethod):
-    """Lester et al.: P trained input embeddings, `embedding` [P, hidden]; the text's positions follow them."""
+    """Lester et al.: P trained input embeddings, `embedding` [P, hidden]; the text's positions follow them.
+
+    They start (Lester et al., section 3.2) as N(0, initializer_range of the backbone), as the embeddings of P tokens
+    sampled from its vocabulary, or as those of a given text.
+    """
 
     Options = PromptOptions
     # P-tuning stores the output of its encoder, which is a plain prompt.
@@ -39,9 +58,18 @@ class InputPrompt(PEFTMethod):
     def stored_shapes(self, shape: BackboneShape) -> dict[str, tuple[int, ...]]:
         return {"embedding": (self.options.length, shape.input_width)}
 
-    def create(self, shape: BackboneShape, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def create(self, backbone: Backbone, generator: torch.Generator) -> dict[str, torch.Tensor]:
         import torch
 
+        shape = backbone.shape
+        if self.options.init != "normal":
+            from panda_fusion.starting_points import sampled_tokens, text_tokens, token_embeddings
+
+            if self.options.text is None:
+                tokens = sampled_tokens(backbone, self.options.length, generator)
+            else:
+                tokens = text_tokens(backbone, self.options.text, self.options.length)
+            return {"embedding": token_embeddings(backbone, tokens)}
         size = (self.options.length, shape.input_width)
         return {"embedding": torch.randn(size, generator=generator) * shape.initializer_range}
 
@@ -49,6 +77,13 @@ class InputPrompt(PEFTMethod):
         from panda_fusion.injection import Injection
 
         return Injection(embedding=tensors["embedding"])
+
+    def stored(self) -> PEFTMethod:
+        if self.options.init == "normal":
+            return self
+        plain = InputPrompt(PromptOptions(length=self.options.length))
+        plain.name = self.name
+        return plain
 
     def token_matrix(self, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return stored["embedding"]

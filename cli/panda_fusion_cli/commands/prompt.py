@@ -77,7 +77,7 @@ def verify(context: click.Context, files: tuple[Path, ...], model: str | None, o
 
     Prints one line per file; the exit code is 1 if any of them fails.
     """
-    from panda_fusion.prompt_file import check_backbone, check_head, load_prompt
+    from panda_fusion.prompt_file import check_backbone, check_head, check_stored, load_prompt
     from panda_fusion.task import head_outputs
 
     backbone = None if model is None else _load_backbone(model)
@@ -87,6 +87,7 @@ def verify(context: click.Context, files: tuple[Path, ...], model: str | None, o
             prompt = load_prompt(file)
             if backbone is not None:
                 check_backbone(prompt, backbone.info, backbone.name)
+                check_stored(prompt, backbone)
                 check_head(
                     printable(str(file)),
                     prompt.head,

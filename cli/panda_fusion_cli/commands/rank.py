@@ -22,6 +22,7 @@ from panda_fusion_cli.run_options import (
 EXAMPLES = (
     "panda-fusion rank --model tiny --task tiny/contradiction nli.safetensors sentiment.safetensors",
     "panda-fusion rank --model tiny --task tiny/contradiction --similarity eavg *.safetensors",
+    "panda-fusion rank --model tiny --task tiny/contradiction --similarity panda:samples=target *.safetensors",
 )
 
 
@@ -44,12 +45,14 @@ def command(
     similarity: str,
     target_prompt: Path | None,
     probe_steps: int,
+    no_cache: bool,
     **options: Any,
 ) -> None:
     """Rank PROMPTs by how well they should transfer to a task, before paying for any transfer.
 
     The target is represented by --target-prompt, or by a probe that is trained for a few steps with the
-    first prompt's PEFT method. Sources cost nothing more: their task embeddings are in their files.
+    first prompt's PEFT method. Sources cost nothing more where task embeddings are compared that are in their files;
+    panda:samples=target takes one pass over 100 samples per prompt, and none for prompts that it has seen before.
     """
     started = time.perf_counter()
     from panda_fusion.model_name import check_model_name
@@ -64,6 +67,7 @@ def command(
     check_target_prompt(target_prompt, data.task)
 
     from panda_fusion.device import precision_name
+    from panda_fusion.embedding_cache import user_cache
     from panda_fusion.prompt_file import load_prompt
     from panda_fusion.ranking import ranked, score_sources, target_for
     from panda_fusion.run import prepare
@@ -84,13 +88,16 @@ def command(
         target = target_for(
             metric, sources, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"]
         )
-    order = ranked(sources, score_sources(backbone, metric, sources, target.prompt, encoded))
+    cache = None if no_cache else user_cache()
+    order = ranked(sources, score_sources(backbone, metric, sources, target.prompt, encoded, cache))
     output.line(f"similarity to {data.task.name}: {metric.spec}")
     output.table(
         ("rank", "prompt", "task", "similarity"),
         [(place, one.prompt.path, one.prompt.task.name, f"{one.similarity:.4f}") for place, one in enumerate(order, 1)],
         numeric=("rank", "similarity"),
     )
+    if cache is not None and cache.found + cache.missed:
+        output.line(f"task embeddings: {cache.missed} computed, {cache.found} found in {cache.folder}")
     output.result(
         {
             "similarity": metric.spec,
@@ -103,6 +110,7 @@ def command(
             "ranking": [
                 {"prompt": one.prompt.path, "task": one.prompt.task.name, "similarity": one.similarity} for one in order
             ],
+            "embeddings": None if cache is None else {"computed": cache.missed, "found": cache.found},
             "model": backbone.name,
             "device": backbone.device.type,
             "precision": precision_name(backbone.dtype),

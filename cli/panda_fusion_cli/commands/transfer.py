@@ -105,6 +105,7 @@ def command(
     similarity: str,
     target_prompt: Path | None,
     probe_steps: int,
+    no_cache: bool,
     out: Path,
     **options: Any,
 ) -> None:
@@ -135,6 +136,7 @@ def command(
     check_target_prompt(target_prompt, data.task)
 
     from panda_fusion.distillation import DistillationMethods, teacher_signal
+    from panda_fusion.embedding_cache import user_cache
     from panda_fusion.prompt_file import load_prompt, save_prompt
     from panda_fusion.ranking import score_sources, target_for
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
@@ -163,7 +165,8 @@ def command(
         target = target_for(
             metric, sources, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed
         )
-        values = score_sources(backbone, metric, sources, target.prompt, encoded)
+        cache = None if no_cache else user_cache()
+        values = score_sources(backbone, metric, sources, target.prompt, encoded, cache)
         for path, value in zip(source_paths, values, strict=True):
             output.line(f"similarity of {path}: {value:.4f}")
         progress.stage("teacher")

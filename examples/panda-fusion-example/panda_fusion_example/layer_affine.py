@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from msgspec import Meta
 
-from panda_fusion.backbone import BackboneShape
-from panda_fusion.injection import Injection, OutputTransform, Rows
+from panda_fusion.backbone import Backbone, BackboneShape
+from panda_fusion.injection import Injection, OutputTransform, Rows, per_layer
 from panda_fusion.method import Options
 from panda_fusion.peft_method import PEFTMethod
 
@@ -37,8 +37,8 @@ class LayerAffine(PEFTMethod):
         names = ("shift", "scale") if self.options.scale else ("shift",)
         return dict.fromkeys(names, (shape.layers, shape.hidden))
 
-    def create(self, shape: BackboneShape, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        size = (shape.layers, shape.hidden)
+    def create(self, backbone: Backbone, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        size = (backbone.shape.layers, backbone.shape.hidden)
         tensors = {"shift": torch.zeros(size)}
         if self.options.scale:
             tensors["scale"] = torch.ones(size)
@@ -46,12 +46,11 @@ class LayerAffine(PEFTMethod):
 
     def inject(self, tensors: Mapping[str, torch.Tensor], shape: BackboneShape) -> Injection:
         scale = tensors["scale"] if self.options.scale else None
-        return Injection(
-            outputs={
-                module: _affine(None if scale is None else scale[:, layer], tensors["shift"][:, layer])
-                for layer, module in enumerate(shape.layer_modules)
-            }
-        )
+        transforms = [
+            _affine(None if scale is None else scale[:, layer], tensors["shift"][:, layer])
+            for layer in range(shape.layers)
+        ]
+        return Injection(outputs=per_layer(shape.layer_modules, transforms))
 
 
 def _affine(scale: torch.Tensor | None, shift: torch.Tensor) -> OutputTransform:

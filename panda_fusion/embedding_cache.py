@@ -1,0 +1,164 @@
+"""Task embeddings on disk, so that ranking the same prompts on the same samples again runs no forward pass.
+
+An entry is one small safetensors file named after a digest of all that the embedding depends on: backbone, prompt,
+samples. Entries are never wrong, at worst superfluous: when the folder is full the ones read longest ago are deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panda_fusion.errors import OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.dataset import EncodedSet
+    from panda_fusion.prompt import Prompt
+
+VARIABLE = "PANDA_FUSION_CACHE"
+"""Environment variable: the cache folder; empty: no cache."""
+LIMIT = 64 * 2**20
+"""Bytes that the entries take at most, as the file sizes add up."""
+FORMAT = "task-embedding/1"
+"""Part of every entry's name; another number whenever the computation changes."""
+
+_TENSOR = "task.embedding"
+_CHECKSUM = "sha256"
+
+
+class EmbeddingCache:
+    """Task embeddings in a folder. What cannot be read is absent; what cannot be written is not kept.
+
+    Attributes:
+        folder: where the entries lie; made when the first one is written.
+        limit: bytes of all entries together.
+        found: how many lookups found an entry so far.
+        missed: how many did not.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.found = 0
+        self.missed = 0
+
+    def get(self, key: str) -> torch.Tensor | None:
+        """The entry, [hidden] float32 on the CPU; None where there is none or it is damaged."""
+        entry = self._read(key)
+        if entry is None:
+            self.missed += 1
+        else:
+            self.found += 1
+        return entry
+
+    def put(self, entries: Mapping[str, torch.Tensor]) -> None:
+        """Keep embeddings [hidden] under their keys, then delete the entries read longest ago if there are too many."""
+        from safetensors.torch import save
+
+        from panda_fusion.atomic_write import write_bytes
+
+        # A full disk or a write-protected folder must not end a ranking.
+        with suppress(OutputError):
+            for key, embedding in entries.items():
+                plain = embedding.detach().float().cpu().clone()
+                write_bytes(self._path(key), save({_TENSOR: plain}, {_CHECKSUM: _checksum(key, plain)}))
+        self._prune()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _read(self, key: str) -> torch.Tensor | None:
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                stated = (file.metadata() or {}).get(_CHECKSUM)
+                embedding = file.get_tensor(_TENSOR).clone()
+        except (OSError, SafetensorError):
+            return None
+        if embedding.dtype != torch.float32 or stated != _checksum(key, embedding):
+            return None
+        with suppress(OSError):
+            os.utime(path)  # read just now: the last one to be deleted
+        return embedding
+
+    def _prune(self) -> None:
+        files = []
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(OSError):  # another process deleted it
+                    if entry.is_file(follow_symlinks=False) and entry.name.endswith((".safetensors", ".tmp")):
+                        files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+        size = sum(bytes_ for _, bytes_, _ in files)
+        for _, bytes_, path in sorted(files):
+            if size <= self.limit:
+                break
+            with suppress(OSError):
+                os.unlink(path)
+            size -= bytes_
+
+
+def user_cache() -> EmbeddingCache | None:
+    """The cache in the folder that `PANDA_FUSION_CACHE` names (None where it is empty), else in the user's own."""
+    folder = os.environ.get(VARIABLE)
+    if folder == "":
+        return None
+    if folder is None:
+        from platformdirs import user_cache_dir
+
+        folder = user_cache_dir("panda-fusion", appauthor=False)
+    return EmbeddingCache(Path(folder) / "task-embeddings")
+
+
+def embedding_key(backbone: Backbone, prompt_digest: str, samples_digest: str) -> str:
+    """Name of a task embedding: a digest of the backbone (weights, precision, device), the prompt and the samples."""
+    parts = [
+        FORMAT,
+        backbone.info.architecture,
+        backbone.info.fingerprint,
+        backbone.pooling,
+        str(backbone.dtype),
+        backbone.device.type,
+        prompt_digest,
+        samples_digest,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def digest_prompt(prompt: Prompt) -> str:
+    """Digest of what a prompt does to hidden states: method and tensors, neither head nor metadata."""
+    return _digest(prompt.method, prompt.tensors)
+
+
+def digest_samples(samples: EncodedSet) -> str:
+    """Digest of what the backbone sees of samples: token ids, lengths, segments and choices, not the labels."""
+    width = int(samples.lengths.max()) if len(samples) else 0
+    tensors = {"input_ids": samples.input_ids[:, :width], "lengths": samples.lengths}
+    if samples.token_types is not None:
+        tensors["token_types"] = samples.token_types[:, :width]
+    if samples.choices is not None:
+        tensors["choices"] = samples.choices
+    return _digest(f"rows={samples.rows}", tensors)
+
+
+def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f";{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _checksum(key: str, embedding: torch.Tensor) -> str:
+    """Over the key too, so that a file under another entry's name does not count."""
+    return _digest(key, {_TENSOR: embedding})

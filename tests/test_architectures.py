@@ -1,0 +1,256 @@
+"""What single architectures need: variants of their configs, their tokenizers, and where prompts reach."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_samples import MAX_LENGTH, classifier, columns, head_of, largest, method, pack, tokenised
+from plain_backbones import PLAIN
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+
+from panda_fusion.backbone import Backbone, load_backbone
+from panda_fusion.dataset import EncodedSet, encode, gather
+from panda_fusion.injection import Rows
+from panda_fusion.testing import MODEL_TYPES
+
+Folder = Callable[[str], Path]
+Tiny = Callable[[str], Backbone]
+CPU = torch.device("cpu")
+ROWS = 6
+LENGTH = 4
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
+    return load_backbone(str(folder), device=CPU, dtype=dtype)
+
+
+def data_of(backbone: Backbone, number: int = 1) -> tuple[list[list[str]], EncodedSet]:
+    rows = columns(ROWS, 3, number)
+    return rows, encode(backbone, rows, None, "classification", 2 * MAX_LENGTH)
+
+
+def states_of(backbone: Backbone, data: EncodedSet, injection: Any) -> torch.Tensor:
+    """The states of real tokens, one below the other."""
+    batch = gather(data, torch.arange(len(data)), data.input_ids.shape[1])
+    states = backbone.hidden_states(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
+    return torch.cat([row[:length] for row, length in zip(states, batch.lengths.tolist(), strict=True)])
+
+
+def variant(tiny_folder: Folder, tmp_path: Path, model_type: str, **changes: Any) -> Path:
+    """A tiny backbone with another config and random weights."""
+    config = AutoConfig.from_pretrained(tiny_folder(model_type))
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (AutoModelForTextEncoding if model_type == "t5" else AutoModel).from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / model_type)
+    for path in tiny_folder(model_type).glob("token*"):
+        shutil.copy(path, tmp_path / model_type)
+    return tmp_path / model_type
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # DeBERTa-v2 (xlarge): projections of their own, no convolution in some, one product left out.
+        {"share_att_key": False},
+        {"conv_kernel_size": 0},
+        # No buckets: every distance has an embedding.
+        {"position_buckets": -1, "max_relative_positions": 128},
+        {"norm_rel_ebd": "none", "position_buckets": 16},
+        {"position_biased_input": True},
+    ],
+    ids=str,
+)
+def test_variants_of_deberta(changes: dict[str, Any], tiny_folder: Folder, tmp_path: Path) -> None:
+    folder = variant(tiny_folder, tmp_path, "deberta-v2", **changes)
+    backbone, peft = load(folder), method(f"prefix:length={LENGTH}")
+    rows, data = data_of(backbone, 2)
+    tensors = pack(peft, backbone, 1)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    own = {name: tensor[0] for name, tensor in tensors.items()}
+    with torch.no_grad():
+        expected = PLAIN["deberta-v2"](model, tokenised(backbone, rows), own)
+        found = states_of(backbone, data, peft.inject(tensors, backbone.shape))
+    lengths = data.lengths.tolist()
+    assert largest(found, torch.cat([row[:length] for row, length in zip(expected, lengths, strict=True)])) <= 1e-5
+
+
+@pytest.mark.parametrize("parts", [["c2p"], ["p2c"], []], ids=str)
+def test_deberta_without_some_of_its_products_equals_transformers(
+    parts: list[str], tiny_folder: Folder, tmp_path: Path
+) -> None:
+    folder = variant(tiny_folder, tmp_path, "deberta-v2", pos_att_type=parts, relative_attention=bool(parts))
+    backbone = load(folder)
+    rows, data = data_of(backbone, 2)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(**tokenised(backbone, rows)).last_hidden_state
+        found = states_of(backbone, data, None)
+    lengths = data.lengths.tolist()
+    assert largest(found, torch.cat([row[:length] for row, length in zip(expected, lengths, strict=True)])) <= 1e-5
+
+
+def test_first_t5_with_relu_equals_transformers(tiny_folder: Folder, tmp_path: Path) -> None:
+    """The layout of T5 1.0: no gate. A decoder that the checkpoint holds besides is not read."""
+    changes = {"feed_forward_proj": "relu", "is_gated_act": False, "dense_act_fn": "relu"}
+    folder = variant(tiny_folder, tmp_path, "t5", **changes)
+    backbone = load(folder)
+    rows, data = data_of(backbone)
+    model = AutoModelForTextEncoding.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(**tokenised(backbone, rows)).last_hidden_state
+        found = states_of(backbone, data, None)
+    lengths = data.lengths.tolist()
+    assert largest(found, torch.cat([row[:length] for row, length in zip(expected, lengths, strict=True)])) <= 1e-5
+    assert not [name for name, _ in backbone._model.named_parameters() if "decoder" in name]
+
+
+def test_albert_with_two_groups_of_two_layers_takes_a_prefix_per_run(tiny_folder: Folder, tmp_path: Path) -> None:
+    folder = variant(tiny_folder, tmp_path, "albert", num_hidden_layers=2, num_hidden_groups=2, inner_group_num=2)
+    backbone, peft = load(folder), method(f"prefix:length={LENGTH}")
+    assert backbone.shape.layers == 4
+    assert len(set(backbone.shape.layer_modules)) == 4
+    tensors = {name: tensor.requires_grad_() for name, tensor in pack(peft, backbone, 1).items()}
+    states_of(backbone, data_of(backbone)[1], peft.inject(tensors, backbone.shape)).square().sum().backward()
+    assert tensors["key"].grad is not None
+    assert bool((tensors["key"].grad.abs().amax((0, 2, 3, 4)) > 1e-4).all())
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_prefix_reaches_every_layer(model_type: str, tiny: Tiny) -> None:
+    """Its own gradient in each of them; and a change in one layer alone changes what comes out."""
+    backbone, peft = tiny(model_type), method(f"prefix:length={LENGTH}")
+    data = data_of(backbone)[1]
+    tensors = {name: tensor.requires_grad_() for name, tensor in pack(peft, backbone, 1).items()}
+    plain = states_of(backbone, data, peft.inject(tensors, backbone.shape))
+    (plain * torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    for name, tensor in tensors.items():
+        assert tensor.grad is not None
+        for layer in range(backbone.shape.layers):
+            assert float(tensor.grad[0, layer].abs().max()) > 1e-3
+            changed = {own: value.detach().clone() for own, value in tensors.items()}
+            changed[name][0, layer] += 1
+            assert largest(states_of(backbone, data, peft.inject(changed, backbone.shape)), plain) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama", "qwen2", "qwen3"])
+def test_input_prompt_equals_peft_on_decoders(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
+    """Text by text: PEFT hands embeddings on, in which transformers cannot see the padding."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    backbone, peft = tiny(model_type), method(f"prompt:length={LENGTH}")
+    tensors = pack(peft, backbone, 1)
+    model = classifier(tiny_folder(model_type), 3)
+    head = head_of(model)
+    config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=LENGTH)
+    wrapped = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        wrapped.prompt_encoder["default"].embedding.weight.copy_(tensors["embedding"][0])
+    rows, data = data_of(backbone, 2)
+    injection = peft.inject(tensors, backbone.shape)
+    batch = gather(data, torch.arange(ROWS), data.input_ids.shape[1])
+    with torch.no_grad():
+        pooled = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
+        found = backbone.head(3)(head, pooled.unsqueeze(0))[0]
+        for row in range(ROWS):
+            expected = wrapped(**tokenised(backbone, [[column[row]] for column in rows])).logits[0]
+            assert largest(found[row], expected) <= 1e-5
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pad", [True, False], ids=["pad token", "no pad token"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "qwen2"])
+def test_how_a_tokenizer_pads_changes_nothing(
+    model_type: str, pad: bool, side: str, tiny: Tiny, tiny_folder: Folder, tmp_path: Path
+) -> None:
+    folder = tmp_path / model_type
+    shutil.copytree(tiny_folder(model_type), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side = side
+    tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token if pad else None
+    tokenizer.save_pretrained(folder)
+    backbone = load(folder)
+    assert backbone.tokenizer.padding_side == side
+    assert (backbone.tokenizer.pad_token is not None) == pad
+    peft = method(f"prefix:length={LENGTH}")
+    injection = peft.inject(pack(peft, backbone, 1), backbone.shape)
+    pooled = []
+    for one in (tiny(model_type), backbone):
+        data = data_of(one)[1]
+        batch = gather(data, torch.arange(ROWS), data.input_ids.shape[1])
+        pooled.append(one.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1)))
+    assert torch.equal(*pooled)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "t5", "bert"])
+def test_an_empty_text_has_a_vector_whatever_it_is_padded_to(model_type: str, tiny: Tiny) -> None:
+    """GPT-2's tokenizer gives it no token at all."""
+    backbone, peft = tiny(model_type), method(f"prefix:length={LENGTH}")
+    injection = peft.inject(pack(peft, backbone, 1), backbone.shape)
+    found = []
+    for texts in (["", "the dog"], ["", "a much longer text that is about the dog"]):
+        data = encode(backbone, [texts], None, "classification", MAX_LENGTH)
+        batch = gather(data, torch.arange(2), data.input_ids.shape[1])
+        found.append(backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1)))
+    assert bool(torch.stack(found).isfinite().all())
+    assert largest(found[0][0], found[1][0]) <= 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "modernbert"])
+def test_rotary_frequencies_stay_in_float32(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
+    """In bfloat16 they would be wrong by up to 0.4 %: a radian after a few hundred tokens."""
+    backbone = load(tiny_folder(model_type), torch.bfloat16)
+    buffers = {name: buffer for name, buffer in backbone._model.named_buffers() if "inv_freq" in name}
+    assert buffers
+    for name, buffer in tiny(model_type)._model.named_buffers():
+        if name in buffers:
+            assert torch.equal(buffers[name], buffer)
+    assert {parameter.dtype for parameter in backbone._model.parameters()} == {torch.bfloat16}
+
+
+def test_segments_that_a_tokenizer_gives_to_a_decoder_are_left_out(tiny: Tiny) -> None:
+    """GPT-2 would add the embeddings of the words 0 and 1."""
+    for model_type in ("gpt2", "llama"):
+        backbone = tiny(model_type)
+        ids, lengths = torch.tensor([[5, 6, 7, 8]]), torch.tensor([4])
+        segments = torch.tensor([[0, 0, 1, 1]])
+        with_segments = backbone.forward(ids, lengths, segments, None, Rows(1))
+        assert torch.equal(with_segments, backbone.forward(ids, lengths, None, None, Rows(1)))
+
+
+@pytest.mark.parametrize("kind", ["classification", "multiple-choice", "token-classification", "extractive-qa"])
+def test_t5_has_one_linear_layer_for_every_kind(kind: str, tiny: Tiny) -> None:
+    backbone = tiny("t5")
+    outputs = {"multiple-choice": 1, "extractive-qa": 2}.get(kind, 3)
+    head = backbone.head(outputs, kind)
+    generator = torch.Generator().manual_seed(0)
+    parameters = {name: torch.randn((2, *shape), generator=generator) for name, shape in head.shapes.items()}
+    assert set(parameters) == {"classifier.weight", "classifier.bias"}
+    tokens = () if kind == "classification" else (5,)
+    states = torch.randn((2, 4, *tokens, 32), generator=generator)
+    expected = torch.einsum("gb...h,goh->gb...o", states, parameters["classifier.weight"])
+    expected = expected + parameters["classifier.bias"].view(2, 1, *[1] * len(tokens), outputs)
+    if kind == "multiple-choice":
+        expected = expected[..., 0]
+    elif kind == "extractive-qa":
+        expected = expected.transpose(2, 3)
+    assert largest(head(parameters, states), expected) <= 1e-5
+    assert largest(head({n: t[:1] for n, t in parameters.items()}, states[:1]), expected[:1]) <= 1e-5
+
+
+def test_albert_goes_through_its_pooler(tiny: Tiny, tiny_folder: Folder) -> None:
+    model = classifier(tiny_folder("albert"), 3)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    inner = torch.tanh(hidden @ model.albert.pooler.weight.T + model.albert.pooler.bias)
+    expected = inner @ model.classifier.weight.T + model.classifier.bias
+    assert largest(tiny("albert").head(3)(head_of(model), hidden.unsqueeze(0))[0], expected) <= 1e-5
