@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from panda_fusion.cpu_attention import attend
 from panda_fusion.errors import BackboneError
 from panda_fusion.injection import Rows
+from panda_fusion.last_layer import unfolded
 
 NAME = "panda_fusion"
 """The name under which transformers finds the attention function and its mask."""
@@ -135,7 +136,7 @@ def attention(
     """Attention function in the form that transformers calls.
 
     Args:
-        module: the calling attention module (unused, part of the interface).
+        module: the calling attention module.
         query: [N, heads, T, head_dim].
         key: [N, kv_heads, T, head_dim].
         value: [N, kv_heads, T, head_dim].
@@ -148,6 +149,7 @@ def attention(
         ([N, T, heads, head_dim], None).
     """
     record(key, value)
+    key, value = unfolded(module, query, key, value)
     prefix = next_prefix(query.shape[0])
     bias = _additive(attention_mask, query.dtype)
     if position_bias is not None:

@@ -180,8 +180,14 @@ class Backbone:
         Returns:
             [N, hidden] in the backbone's dtype: each text's pooled vector. Virtual tokens never are part.
         """
-        hidden = self.hidden_states(input_ids, lengths, token_types, injection, rows, dropout)
-        return self._pool(hidden, lengths)
+        if not self._reads_one_token(injection):
+            hidden = self.hidden_states(input_ids, lengths, token_types, injection, rows, dropout)
+            return self._pool(hidden, lengths)
+        from panda_fusion.last_layer import one_token
+
+        front = 0 if injection is None else injection.embedding_length
+        with one_token(self._model, self.shape.layer_modules[-1], front):
+            return self._run(input_ids, lengths, token_types, injection, rows, dropout)[:, 0]
 
     def hidden_states(
         self,
@@ -193,6 +199,27 @@ class Backbone:
         dropout: float = 0.0,
     ) -> torch.Tensor:
         """Like `forward`, but [N, T, hidden]: the last layer's states of the text's tokens, padding included."""
+        front = 0 if injection is None else injection.embedding_length
+        return self._run(input_ids, lengths, token_types, injection, rows, dropout)[:, front:]
+
+    def _reads_one_token(self, injection: Injection | None) -> bool:
+        """Whether the last layer can be spared for all tokens but the pooled one. Transforms see whole sequences."""
+        from panda_fusion.last_layer import can_read_one_token
+
+        plain = injection is None or not injection.outputs
+        known = can_read_one_token(self.info.architecture)
+        return self.pooling == "first" and plain and known and not self.gradient_checkpointing
+
+    def _run(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor,
+        token_types: torch.Tensor | None,
+        injection: Injection | None,
+        rows: Rows,
+        dropout: float,
+    ) -> torch.Tensor:
+        """[N, P + T, hidden]: the last layer's states, those of an input prompt in front."""
         import torch
 
         from panda_fusion.injected import injected
@@ -226,8 +253,8 @@ class Backbone:
         arguments["attention_mask"] = self._mask(keep)
         layers = self.shape.layer_modules if training and self.gradient_checkpointing else ()
         with injected(self._model, injection, rows, count, self.dtype, dropout, layers):
-            hidden = self._model(**arguments).last_hidden_state
-        return hidden[:, front:]
+            hidden: torch.Tensor = self._model(**arguments).last_hidden_state
+        return hidden
 
     def _checkpoints(self) -> bool:
         return any(getattr(module, "gradient_checkpointing", False) for module in self._model.modules())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from panda_fusion.peft_method import PEFTMethod
 
 Tensors = Mapping[str, torch.Tensor]
-CPU_TOKENS = 8_192
+CPU_TOKENS = 2_048
 CUDA_TOKENS = 131_072
 """Padded tokens in one pass: what keeps the caches (CPU) or the device (CUDA) busy without filling memory."""
 

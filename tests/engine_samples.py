@@ -20,7 +20,9 @@ from panda_fusion.task import Task
 from panda_fusion.testing import MODEL_TYPES
 from panda_fusion.testing.backbones import WORDS
 
-PEFT_TYPES = ("bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen2", "qwen3")
+DECODERS = ("gpt2", "opt", "llama", "qwen2", "qwen3")
+"""Tiny backbones that read a text at its last token."""
+PEFT_TYPES = ("bert", "roberta", "electra", *DECODERS)
 """Tiny backbones that PEFT's prefix tuning takes."""
 OTHER_TYPES = ("distilbert", "modernbert", "albert", "deberta-v2", "t5")
 """Tiny backbones that it refuses (of T5 it takes the decoder only)."""

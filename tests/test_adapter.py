@@ -19,7 +19,6 @@ from panda_fusion.injection import Rows
 from panda_fusion.layout import layout
 from panda_fusion.prompt_file import shape_of
 from panda_fusion.students import new_students
-from panda_fusion.task import Task
 from panda_fusion.trainer import TrainSettings, train_pack
 
 Tiny = Callable[[str], Backbone]
@@ -208,15 +207,13 @@ def test_a_trained_pack_equals_every_adapter_alone(tiny: Tiny) -> None:
             assert largest(together.tensors[name][place], tensor[0]) <= 2e-4
 
 
-def test_it_learns_at_its_own_learning_rate(tiny: Tiny) -> None:
-    """A rule of two classes that the untrained network does not know."""
+def test_it_learns(tiny: Tiny) -> None:
     backbone, peft = tiny("bert"), method("adapter:reduction=2")
     data = encoded(backbone, CLASSES, 60)
-    (student,) = new_students(backbone, CLASSES, peft, [0], None)
-    assert student.learning_rate == peft.learning_rate
-    task = Task(name=CLASSES.name, kind=CLASSES.kind, inputs=CLASSES.inputs, labels=CLASSES.labels)
-    settings = TrainSettings(epochs=40, batch_size=20, dropout=0.0)
-    trained = train_pack(backbone, peft, [student], task, data, settings, validation=data)
+    assert new_students(backbone, CLASSES, peft, [0], None)[0].learning_rate == 1e-3, "its own default"
+    students = new_students(backbone, CLASSES, peft, [0], 2e-2)
+    settings = TrainSettings(epochs=30, batch_size=20, dropout=0.0)
+    trained = train_pack(backbone, peft, students, CLASSES, data, settings, validation=data)
     assert data.labels is not None
     majority = float(torch.bincount(data.labels).max()) / len(data)
     assert trained.scores[0].last["accuracy"] > majority + 0.2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import MAX_LENGTH, classifier, columns, head_of, largest, method, pack, tokenised
+from engine_samples import DECODERS, MAX_LENGTH, classifier, columns, head_of, largest, method, pack, tokenised
 from plain_backbones import PLAIN
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
@@ -143,7 +143,7 @@ def test_a_prefix_reaches_every_layer(model_type: str, tiny: Tiny) -> None:
             assert largest(states_of(backbone, data, peft.inject(changed, backbone.shape)), plain) > 1e-3
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("model_type", DECODERS)
 def test_input_prompt_equals_peft_on_decoders(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
     """Text by text: PEFT hands embeddings on, in which transformers cannot see the padding."""
     from peft import PromptTuningConfig, get_peft_model

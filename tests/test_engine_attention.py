@@ -396,7 +396,7 @@ def test_prefix_on_a_model_with_another_attention_raises(tiny_folder: Folder) ->
     backbone._model.set_attn_implementation("sdpa")  # type: ignore[operator]
     batch = all_rows(data_of(backbone, 1)[1])
     with pytest.raises(BackboneError, match="attention calls"):
-        backbone.forward(batch.input_ids, batch.lengths, batch.token_types, prefix_of(2, backbone), Rows(1))
+        backbone.hidden_states(batch.input_ids, batch.lengths, batch.token_types, prefix_of(2, backbone), Rows(1))
 
 
 def test_scope_is_left_when_the_pass_fails() -> None:
