@@ -2,7 +2,7 @@
 
 PyTorch's fused attention spends most of a training step in its backward pass on CPUs, and bfloat16 softmax is several
 times slower where a row's length is no multiple of the vector width. So keys are padded to such a multiple (the
-bias hides the padding), the weights are kept for the backward pass, and gradients are computed for what needs them alone.
+bias hides the padding), the weights are kept for the backward pass, and only gradients that are needed are computed.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def install(model: torch.nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, DisentangledSelfAttention):
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_forward, module)
 
 
 def _forward(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,8 +155,15 @@ def _teacher_logits(
     """([K, M, C] logits on the CPU, seconds of the pass, seconds of fitting heads).
 
     A head that must be fitted is fitted on the features of that same pass, or, where those of the whole training set
-    would not fit into memory, on those of a part of it, before the pass.
+    would not fit into memory, on those of a part of it, before the pass. Prompts that cannot share a pass take turns.
     """
+    if not prompts.method.packable and len(next(iter(prompts.tensors.values()))) > 1:
+        made = [_teacher_logits(backbone, task, train, one, seed) for one in _singly(prompts)]
+        return (
+            torch.cat([logits for logits, _, _ in made]),
+            sum(part[1] for part in made),
+            sum(part[2] for part in made),
+        )
     started = time.perf_counter()
     if prompts.head is not None:
         logits = predict_logits(backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs).cpu()
@@ -179,6 +186,36 @@ def _teacher_logits(
     return logits, passes, time.perf_counter() - started - passes
 
 
+def _singly(prompts: TeacherPrompts) -> list[TeacherPrompts]:
+    """Each prompt of a pack as a pack of one."""
+
+    def one(tensors: Mapping[str, torch.Tensor], place: int) -> dict[str, torch.Tensor]:
+        return {name: tensor[place : place + 1] for name, tensor in tensors.items()}
+
+    count = len(next(iter(prompts.tensors.values())))
+    return [
+        TeacherPrompts(
+            prompts.method, one(prompts.tensors, place), None if prompts.head is None else one(prompts.head, place)
+        )
+        for place in range(count)
+    ]
+
+
+def _joined(packs: Sequence[TrainedPack]) -> TrainedPack:
+    """Packs of one method that were trained one after the other, as one."""
+    first = packs[0]
+    return replace(
+        first,
+        tensors={name: torch.cat([pack.tensors[name] for pack in packs]) for name in first.tensors},
+        head={name: torch.cat([pack.head[name] for pack in packs]) for name in first.head},
+        scores=[score for pack in packs for score in pack.scores],
+        train_seconds=sum(pack.train_seconds for pack in packs),
+        samples=sum(pack.samples for pack in packs),
+        diverged=[diverged for pack in packs for diverged in pack.diverged],
+        interrupted=any(pack.interrupted for pack in packs),
+    )
+
+
 def _examples_to_fit_on(backbone: Backbone, train: EncodedSet, prompts: int) -> np.ndarray | None:
     """Evenly spaced examples whose features fit into memory; None: all of them do.
 
@@ -192,7 +229,7 @@ def _examples_to_fit_on(backbone: Backbone, train: EncodedSet, prompts: int) -> 
 
 @dataclass(frozen=True)
 class _Fit:
-    """The `fit` of a TeacherContext: short training on the target, all K prompts side by side."""
+    """The `fit` of a TeacherContext: short training on the target, all K prompts side by side where they can."""
 
     backbone: Backbone
     task: Task
@@ -209,8 +246,6 @@ class _Fit:
         epochs: int,
         max_steps: int | None,
     ) -> TrainedPack:
-        from dataclasses import replace
-
         count = next(iter(tensors.values())).shape[0]
         rate = method.learning_rate if self.learning_rate is None else self.learning_rate
         heads = heads_for(self.backbone, self.task, [self.seed] * count)
@@ -224,7 +259,8 @@ class _Fit:
             for k in range(count)
         ]
         settings = replace(self.settings, epochs=epochs, max_steps=max_steps)
-        pack = train_pack(self.backbone, method, students, self.task, self.train, settings)
+        groups = [students] if method.packable else [[student] for student in students]
+        pack = _joined([train_pack(self.backbone, method, group, self.task, self.train, settings) for group in groups])
         if pack.interrupted:  # half a teacher teaches nothing
             raise KeyboardInterrupt
         if any(pack.diverged):

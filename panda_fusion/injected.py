@@ -68,8 +68,8 @@ def injected(
     key, value = (None if part is None else part.to(dtype) for part in (injection.key, injection.value))
     if injection.weights and rows.prompts > 1:
         raise BackboneError(
-            f"The PEFT method changes the backbone's own weights, so one prompt fits into a forward pass and not a pack of "
-            f"{rows.prompts}; run its prompts one at a time."
+            "The PEFT method changes the backbone's own weights, so one prompt fits into a forward pass and not a pack "
+            f"of {rows.prompts}; run its prompts one at a time."
         )
     weights = {name: tensor[0].to(dtype) for name, tensor in injection.weights.items()}
     one = _Pass(model, injection, rows, count, key, value, weights, dropout)
@@ -176,7 +176,7 @@ def _checkpointed(one: _Pass, names: Sequence[str]) -> Iterator[None]:
     """Run the named layers under gradient checkpointing for the length of the block."""
     layers = [one.model.get_submodule(name) for name in dict.fromkeys(names)]
     for layer in layers:
-        layer.forward = _recomputing(one, layer.forward)  # type: ignore[method-assign]
+        layer.forward = _recomputing(one, layer.forward)
     try:
         yield
     finally:

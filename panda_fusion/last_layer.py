@@ -22,8 +22,8 @@ _PROJECTIONS = {
     "electra": _BERT,
     "distilbert": ("attention", "k_lin", "v_lin"),
 }
-"""Model type -> its attention module below a layer, and that module's key and value projections. All hand keys and values
-to the attention function as they come out of these (no rotation in between)."""
+"""Model type -> its attention module below a layer, and that module's key and value projections. All hand keys and
+values to the attention function as they come out of these (no rotation in between)."""
 
 _active: list[nn.Module] = []
 

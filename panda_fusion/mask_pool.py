@@ -88,7 +88,7 @@ def active_pool() -> MaskPool | None:
 class PooledDropout(torch.nn.Dropout):
     """A dropout layer that takes its masks from the active pool, and draws them itself where there is none."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name is torch's
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         pool = active_pool()
         if pool is None or not self.training or not self.p:
             return super().forward(input)

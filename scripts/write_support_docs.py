@@ -24,9 +24,12 @@ for folder in (ROOT / "scripts", ROOT / "tests"):
         sys.path.insert(0, str(folder))
 
 import decoder_memory  # noqa: E402
+import test_adapter  # noqa: E402
+import test_architectures  # noqa: E402
+import test_engine_attention  # noqa: E402
+import test_engine_input_prompt  # noqa: E402
+import test_full  # noqa: E402
 import torch  # noqa: E402
-from engine_samples import DECODERS, PEFT_TYPES  # noqa: E402
-from plain_backbones import PLAIN  # noqa: E402
 
 from panda_fusion.backbone import Backbone, load_backbone  # noqa: E402
 from panda_fusion.dataset import EncodedSet, encode  # noqa: E402
@@ -160,6 +163,7 @@ def check(name: str, backbone: Backbone, kind: str) -> None:
         for key, shape in head.shapes.items()
     }
     logits, each = losses(name, backbone, tensors, own_head, data)
+    logits = logits.detach()
     assert bool(logits.isfinite().all())
     each.sum().backward()
     reached = {key: tensor.grad is not None and bool(tensor.grad.any()) for key, tensor in tensors.items()}
@@ -244,23 +248,25 @@ INTRODUCTION = """\
 <!-- Written by scripts/write_support_docs.py from what runs; change the code or the script and run it again. -->
 
 Every entry of the first table has been run to write this page: a training step of a pack of two prompts on a tiny
-random backbone of that architecture, with every trainable tensor reached by the gradient, and logits equal to those of
-each prompt alone. `python scripts/write_support_docs.py` runs it again, and a test fails when the page is out of date.
+random backbone of that architecture, with every trainable tensor reached by the gradient, and logits equal to
+those of each prompt alone. `python scripts/write_support_docs.py` runs it again, and a test fails when the page is
+out of date.
 
-Task kinds: **C** classification, **R** regression, **M** multiple-choice, **T** token-classification, **Q** extractive-qa.
-`full` changes the backbone's own weights, so it has no packs. *Module outputs* is what a PEFT method of a plugin can
-do without anything of the engine's: transform the outputs of layers, sublayers or neurons (docs/plugins.md).
+Task kinds: **C** classification, **R** regression, **M** multiple-choice, **T** token-classification, **Q**
+extractive-qa. `full` changes the backbone's own weights, so it has no packs. *Module outputs* is what a PEFT method of
+a plugin can do without anything of the engine's: transform the outputs of layers, sublayers or neurons
+([plugins.md](plugins.md)).
 
 """
 VERIFIED = """\
 
 ## How it is checked
 
-Numbers are compared in float32 on tiny random backbones with padded batches, for values to 1e-5 and for gradients to
-1e-5 of the largest. *PEFT* is the PEFT library's own model with the same tensors; *by hand* a forward pass written for
-the tests from the weights and the published architecture, its attention over concatenated keys; *transformers* the
-library's model with its inputs (or weights) put together by hand. The tests that do it: `tests/test_engine_attention.py`,
-`tests/test_architectures.py`, `tests/test_engine_input_prompt.py`, `tests/test_adapter.py`.
+Numbers are compared in float32 on tiny random backbones with padded batches, as a rule to 1e-5. *PEFT* is the PEFT
+library's own model with the same tensors; *by hand* a forward pass written for the tests from the weights and the
+published architecture, its attention over concatenated keys (adapters: Houlsby's networks put into transformers'
+model); *transformers* the library's model with its inputs, its attention function or its weights put together for the
+test. *Runs* is the first table's check alone, on code that is the same as for an architecture that is compared.
 
 """
 NOTES = """\
@@ -269,31 +275,34 @@ NOTES = """\
 
 - **ALBERT** runs one module as every layer; prefixes and transforms count the calls. Its input embeddings, and
   so prompts of the method `prompt`, are narrower than its hidden states (ELECTRA's too, in some sizes).
-- **DeBERTa-v2 and v3**: a prefix has no position. Its keys enter the softmax with the content-to-content score alone,
-  without the two relative-position terms, under the same scale, as in P-tuning v2's code.
-- **Decoders** read a text at its last token. Batches are padded on the right inside the engine, whatever the tokenizer
-  is configured to do; a tokenizer without padding token, or one that pads on the left, gives the same results.
-  With prefixes PEFT's own results depend on how much a batch is padded on the left (its prefix keys are not rotated, its
-  queries are); they are equal to ours on right padded batches. transformers has no multiple-choice head for decoders.
-- **Llama, Qwen**: prefixes have the grouped key/value heads' shape.
+- **DeBERTa-v2 and v3**: a prefix has no position. Its keys enter the softmax with the content-to-content score
+  alone, without the two relative-position terms, under the same scale, as in P-tuning v2's code.
+- **Decoders** read a text at its last token. Batches are padded on the right inside the engine, whatever the
+  tokenizer is configured to do; a tokenizer without padding token, or one that pads on the left, gives the same
+  results. With a prefix PEFT's own results depend on how much a batch is padded on the left (its prefix keys are not
+  rotated, its queries are); ours equal them on right padded batches. transformers has no multiple-choice head for
+  decoders.
+- **Llama, Qwen**: prefixes have the shape of the grouped key/value heads.
 - **T5**: the encoder alone (T5, MT5, UMT5, flan), with zeros as the prefix's position bias. Its own
   classification heads sit behind the decoder; here every task kind has dropout and one linear layer on
-  the encoder (the head of `T5ForTokenClassification`), on the mean of all tokens for whole texts. PEFT gives a
-  prefix to T5's decoder only.
+  the encoder (the head of `T5ForTokenClassification`), on the mean of all tokens for whole texts. PEFT's prefix
+  enters T5's decoder only.
 - **Positions**: with a prefix of P tokens the text's positions start at P, as in P-tuning v2 and PEFT; texts and
-  virtual tokens together must fit into the position table. DeBERTa-v2/v3 and T5 know distances only and have no longest text.
-- **Other architectures** whose attention goes through transformers' attention interface load as well and take prefixes
-  and prompts; how many attention calls were made is checked in every pass, so a prefix is used in all layers or refused.
-  Adapters and neurons need the places of sublayers, which are known for the architectures above, XLM-RoBERTa,
-  CamemBERT and Mistral.
+  virtual tokens together must fit into the position table. DeBERTa-v2/v3 and T5 know distances only and have no
+  longest text.
+- **Relatives** that run through the same code: XLM-RoBERTa, CamemBERT, Mistral, MT5 and UMT5 (tested on tiny ones).
+- **Other architectures** whose attention goes through transformers' attention interface (GPT-NeoX is tested)
+  load as well and take prefixes and prompts; how many attention calls were made is checked in every pass, so a
+  prefix is used in all layers or refused. Adapters and `on` need the places of sublayers, which are known for the
+  architectures above only.
 - **bfloat16**: weights are cast, rotary frequencies are not.
 
 ## Gradient checkpointing
 
 `load_backbone(..., gradient_checkpointing=True)` (or the attribute of the same name) makes the backward pass compute
-layers again instead of keeping what is inside of them. It works for all architectures and methods of the first table: the
-injection is entered again where the layer stood, with the dropout of the forward pass. Values and gradients are equal
-to 1e-6 with and without it (`tests/test_gradient_checkpointing.py`). transformers' own switch
+layers again instead of keeping what is inside of them. It works for all architectures and methods of the first
+table: the injection is entered again where the layer stood, with the dropout of the forward pass. Values and
+gradients are equal to 1e-6 with and without it (`tests/test_gradient_checkpointing.py`). transformers' own switch
 (`gradient_checkpointing_enable`) is refused, since it would compute layers again without the prompt.
 
 """
@@ -328,13 +337,45 @@ def _tables() -> Iterator[str]:
     yield "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in reasons.items() if kinds) + ".\n"
     yield VERIFIED
     yield "| architecture | no prompt | prefix | prompt | adapter | full |\n|---|---|---|---|---|---|\n"
+    tests = {
+        "no prompt": [
+            (test_engine_attention.test_without_prefix_equals_transformers, "transformers"),
+            (test_engine_attention.test_prefix_equals_a_forward_pass_written_by_hand, "transformers"),
+        ],
+        "prefix": [
+            (test_engine_attention.test_prefix_equals_peft, "PEFT"),
+            (test_engine_attention.test_prefix_equals_a_forward_pass_written_by_hand, "by hand"),
+            (test_engine_attention.test_prefix_equals_a_plain_recomputation, "by hand"),
+        ],
+        "prompt": [
+            (test_engine_input_prompt.test_input_prompt_equals_embeddings_put_in_front_by_hand, "transformers"),
+            (test_architectures.test_input_prompt_equals_peft_on_decoders, "PEFT"),
+        ],
+        "adapter": [(test_adapter.test_equals_houlsby_adapters_put_in_by_hand, "by hand")],
+        "full": [(test_full.test_training_equals_a_plain_loop_over_the_transformers_model, "transformers")],
+    }
     for model_type in MODEL_TYPES:
-        if model_type in PEFT_TYPES:
-            prefix = "PEFT"
-        else:
-            prefix = "by hand" if model_type in PLAIN or model_type == "distilbert" else "transformers, patched"
-        prompt = "transformers, PEFT" if model_type in DECODERS else "transformers"
-        yield f"| {NAMES[model_type]} | transformers | {prefix} | {prompt} | by hand | transformers |\n"
+        cells = []
+        for checks in tests.values():
+            found_in = dict.fromkeys(name for test, name in checks if model_type in _model_types(test))
+            cells.append(", ".join(found_in) or "runs")
+        yield f"| {NAMES[model_type]} | {' | '.join(cells)} |\n"
+    yield "\n| what | tests |\n|---|---|\n"
+    for what, checks in tests.items():
+        names = [f"`{test.__module__}.py`: `{test.__name__}`" for test, _ in checks]
+        yield f"| {what} | {'<br>'.join(names)} |\n"
+
+
+def _model_types(test: Any) -> set[str]:
+    """The model types that a test runs for, from its own parametrisation."""
+    found = set()
+    for mark in test.pytestmark:
+        names, values = mark.args[:2]
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+        if "model_type" in names:
+            place = names.index("model_type")
+            found |= {value if len(names) == 1 else value[place] for value in values}
+    return found
 
 
 def _refused() -> Iterator[str]:
@@ -349,15 +390,14 @@ def _memory() -> Iterator[str]:
     yield "| | |\n|---|---|\n"
     for what, how_much in decoder_memory.arithmetic():
         yield f"| {what} | {how_much} |\n"
-    million = record["decoder"]["parameters"] / 1e6
+    own = record["decoder"]
     kept = record["texts"] * record["tokens"] / 2**20
     yield (
-        f"\nA smaller decoder was run: a random Llama of {million:.0f} million parameters ({record['decoder']['layers']} "
-        f"layers, {record['decoder']['hidden']} wide, {record['decoder']['kv_heads']} key/value heads for "
-        f"{record['decoder']['heads']} heads) in bfloat16 on the CPU, {record['steps']} steps with {record['texts']} texts "
-        f"of {record['tokens']} tokens and a prefix of {record['length']} (torch {record['torch']}, {record['machine']}, "
-        f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}). The command is `python "
-        "scripts/decoder_memory.py --measure`.\n\n"
+        f"\nA smaller decoder was run: a random Llama of {own['parameters'] / 1e6:.0f} million parameters "
+        f"({own['layers']} layers, {own['hidden']} wide, {own['kv_heads']} key/value heads for {own['heads']} heads) "
+        f"in bfloat16 on the CPU, {record['steps']} steps with {record['texts']} texts of {record['tokens']} tokens "
+        f"and a prefix of {record['length']} (torch {record['torch']}, {record['machine']}, OMP_NUM_THREADS"
+        f" {record['threads']}). The command is `python scripts/decoder_memory.py --measure`.\n\n"
         "| | checkpointing off | on |\n|---|---|---|\n"
     )
     runs = record["runs"]
@@ -379,17 +419,18 @@ def _memory() -> Iterator[str]:
 MEMORY = """
 ## Memory of a large decoder
 
-Training a prompt needs the frozen weights once, whatever the number of prompts, and no gradient or optimizer state for
-them. Frozen linear layers keep nothing of their inputs for the backward pass; what is kept is counted by
-`scripts/decoder_memory.py` (its docstrings say what), and a test compares it with what autograd really keeps, to 5 %. For
-Llama 2 of 7 billion parameters in bfloat16, prefix of 20 tokens, on one GPU of 80 GiB, of which 72 GiB are counted as
-usable beside CUDA's context and the allocator's fragments:
+Training a prompt needs the frozen weights once, whatever the number of prompts, and no gradient or optimizer state
+for them. Frozen linear layers keep nothing of their inputs for the backward pass; what is kept is counted by
+`scripts/decoder_memory.py` (its docstrings say what), and a test compares it with what autograd really keeps, to
+5 %. For Llama 2 of 7 billion parameters in bfloat16, prefix of 20 tokens, on one GPU of 80 GiB, of which 72 GiB are
+counted as usable beside CUDA's context and the allocator's fragments:
 
 """
 AFTERWORD = """
 The difference is larger than the formula, which is of a GPU with fused attention: on the CPU attention keeps its
-weights, and temporaries of one layer, libraries loaded with the first step and the allocator's reserve come on top.
-The arithmetic for 7 billion parameters has not been run: no such GPU was at hand.
+weights and padded copies of keys and values, and temporaries of the forward and the backward pass, libraries that
+the first step loads and the allocator's reserve come on top (not measured one by one). The arithmetic for 7 billion
+parameters has not been run: no such GPU was at hand.
 """
 
 

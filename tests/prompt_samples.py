@@ -41,7 +41,10 @@ def make_prompt(method: str = "prefix", length: int = 3, **changes: Any) -> Prom
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    spelled = {"prefix": f"prefix:length={length},projection=0,init=normal", "prompt": f"prompt:length={length},init=normal,text=none"}
+    spelled = {
+        "prefix": f"prefix:length={length},projection=0,init=normal",
+        "prompt": f"prompt:length={length},init=normal,text=none",
+    }
     values: dict[str, Any] = {
         "method": spelled.get(method, method),
         "tensors": (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import CLASSES, MAX_LENGTH, columns, encoded, largest, method, pack, tokenised
+from engine_samples import CLASSES, MAX_LENGTH, columns, encoded, largest, method, pack
 from torch import nn
 from transformers import AutoModel, T5EncoderModel
 
@@ -106,6 +106,14 @@ def plain_model(model_type: str, folder: Path) -> Any:
     return kind.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
 
+def pooled_by_hand(pooling: str, states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    if pooling == "first":
+        return states[:, 0]
+    if pooling == "last":
+        return torch.stack([row[real][-1] for row, real in zip(states, keep, strict=True)])
+    return torch.stack([row[real].mean(0) for row, real in zip(states, keep, strict=True)])
+
+
 @pytest.mark.parametrize(
     ("model_type", "options"),
     [
@@ -138,6 +146,8 @@ def test_equals_houlsby_adapters_put_in_by_hand(
     expected = model(input_ids=batch.input_ids, attention_mask=keep.long(), **types).last_hidden_state
 
     assert largest(found[keep], expected[keep]) <= 2e-5
+    pooled = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
+    assert largest(pooled, pooled_by_hand(backbone.pooling, expected, keep)) <= 2e-5
     aim = torch.randn(expected.shape, generator=generator) * keep[..., None]
     (found * aim).sum().backward()
     (expected * aim).sum().backward()

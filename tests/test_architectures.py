@@ -167,6 +167,52 @@ def test_input_prompt_equals_peft_on_decoders(model_type: str, tiny: Tiny, tiny_
             assert largest(found[row], expected) <= 1e-5
 
 
+RELATIVES = {
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "mistral": "llama",
+    "mt5": "t5",
+    "umt5": "t5",
+    "gpt_neox": "qwen2",
+}
+"""Model type -> the tiny backbone whose tokenizer it takes."""
+
+
+@pytest.mark.parametrize("model_type", list(RELATIVES))
+def test_relatives_and_one_that_is_not_known(model_type: str, tiny_folder: Folder, tmp_path: Path) -> None:
+    """Without a prefix as transformers; a prefix reaches every layer; sublayers are known but for GPT-NeoX."""
+    tokenizer = tiny_folder(RELATIVES[model_type])
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    if not model_type.endswith("t5"):
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        sizes["max_position_embeddings"] = 130
+    if model_type == "mistral":
+        sizes["num_key_value_heads"] = 2
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    config = AutoConfig.for_model(model_type, **sizes, **ids, vocab_size=300, initializer_range=0.2)
+    loader = AutoModelForTextEncoding if model_type.endswith("t5") else AutoModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        loader.from_config(config).save_pretrained(tmp_path)
+    for path in tokenizer.glob("token*"):
+        shutil.copy(path, tmp_path)
+    backbone, peft = load(tmp_path), method(f"prefix:length={LENGTH}")
+    assert (backbone.shape.layout is None) == (model_type == "gpt_neox")
+    rows, data = data_of(backbone)
+    model = loader.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(**tokenised(backbone, rows)).last_hidden_state
+        found = states_of(backbone, data, None)
+    lengths = data.lengths.tolist()
+    assert largest(found, torch.cat([row[:length] for row, length in zip(expected, lengths, strict=True)])) <= 1e-5
+    tensors = {name: tensor.requires_grad_() for name, tensor in pack(peft, backbone, 1).items()}
+    states = states_of(backbone, data, peft.inject(tensors, backbone.shape))
+    (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    for tensor in tensors.values():
+        assert tensor.grad is not None
+        assert bool((tensor.grad.abs().amax((0, 2, 3, 4)) > 1e-4).all())
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("pad", [True, False], ids=["pad token", "no pad token"])
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "qwen2"])

@@ -31,7 +31,17 @@ def test_registered_method(registry, name):
     assert not [result for result in results if not result.passed]
 
 
-@pytest.mark.parametrize("text", ["prefix:length=3,projection=8", "prefix:length=1", "prompt:length=2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prefix:length=3,projection=8",
+        "prefix:length=1",
+        "prompt:length=2",
+        'prompt:length=5,init=text,text="is it, or not"',
+        "adapter:reduction=3",
+        "adapter:reduction=64,placement=feedforward",
+    ],
+)
 def test_peft_method_with_other_options(text):
     name, raw = parse_method(text)
     method_type = peft_methods().load(name)
@@ -197,6 +207,46 @@ class FlatTokens(Prefixed):
         return stored["key"].flatten()
 
 
+class Tuned(PEFTMethod):
+    """Sound: trains one weight of the backbone."""
+
+    packable = False
+
+    def virtual_tokens(self):
+        return 0
+
+    def _name(self, shape):
+        """The first weight of a norm."""
+        return min(name for name, size in shape.parameters.items() if name.endswith("weight") and len(size) == 1)
+
+    def stored_shapes(self, shape):
+        return None if shape.parameters is None else {"own": shape.parameters[self._name(shape)]}
+
+    def create(self, backbone, generator):
+        return {"own": backbone.weights()[self._name(backbone.shape)]}
+
+    def inject(self, tensors, shape):
+        return Injection(weights={self._name(shape): tensors["own"]})
+
+
+class SaysItPacks(Tuned):
+    packable = True
+
+
+class PacksNothing(Prefixed):
+    packable = False
+
+
+class NoSuchWeight(Tuned):
+    def inject(self, tensors, shape):
+        return Injection(weights={"no.such": tensors["own"]})
+
+
+class GuessesSizes(Tuned):
+    def stored_shapes(self, shape):
+        return super().stored_shapes(shape) or {"own": (1,)}
+
+
 class OnlyFirstLayer(Prefixed):
     """Sound on a shape, without effect in a backbone."""
 
@@ -308,6 +358,11 @@ BROKEN = [
     ("PEFT method", StoresRounded, "plain: stored form reads back"),
     ("PEFT method", FlatTokens, "plain: token_matrix is [tokens, features]"),
     ("PEFT method", OnlyFirstLayer, "roberta: changes the pooled vector"),
+    ("PEFT method", SaysItPacks, "plain: injection has the stated shapes"),
+    ("PEFT method", PacksNothing, "plain: injection has the stated shapes"),
+    ("PEFT method", NoSuchWeight, "plain: injection has the stated shapes"),
+    ("PEFT method", NoSuchWeight, "bert: changes the pooled vector"),
+    ("PEFT method", GuessesSizes, "plain: stored form reads back"),
     ("fusion", KeepsK, "2 prompt(s): shapes without K"),
     ("fusion", InPlace, "2 prompt(s): inputs stay as they are"),
     ("fusion", AView, "1 teacher(s): inputs stay as they are"),
@@ -335,7 +390,9 @@ def test_a_broken_contract_is_noticed(kind, method_type, name):
     assert "\n" not in result.message
 
 
-@pytest.mark.parametrize(("kind", "method_type"), [("KD loss", Loss), ("PEFT method", Prefixed), ("fusion", Average)])
+@pytest.mark.parametrize(
+    ("kind", "method_type"), [("KD loss", Loss), ("PEFT method", Prefixed), ("PEFT method", Tuned), ("fusion", Average)]
+)
 def test_the_sound_starting_points_pass(kind, method_type):
     failed = [result for result in run_checks(checks_for(kind, method_type)) if not result.passed]
     assert not failed

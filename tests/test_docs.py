@@ -371,7 +371,10 @@ def test_defaults_in_the_method_page() -> None:
         head_fit.MAX_STEPS,
     ]
     settings, training = RunSettings(TrainSettings()), TrainSettings()
-    assert numbers(rf"\| learning rate \| {number} by default") == [settings.learning_rate]
+    assert settings.learning_rate is None
+    assert numbers(rf"\| learning rate \| {number} by default; {number} for `adapter`, {number} for `full`") == [
+        plugins.peft_methods().load(name).learning_rate for name in ("prefix", "adapter", "full")
+    ]
     assert numbers(rf"\| text length \| {number} by default") == [settings.max_length]
     assert numbers(rf"\| batch size \| {number} by default") == [training.batch_size]
     assert numbers(rf"\| epochs \| {number} by default") == [training.epochs]

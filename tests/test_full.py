@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_support import QUICK, make_work, run
-from engine_samples import CLASSES, columns, encoded, largest, method, tokenised
+from engine_samples import CLASSES, columns, encoded, largest, method
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from panda_fusion import safetensors_header
@@ -135,7 +135,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(model_type: str, tiny: 
             gradient_checkpointing=checkpointing,
         )
         tensors = {
-            name: (1.5 * tensor[None]).requires_grad_() for name, tensor in peft.create(backbone, torch.Generator()).items()
+            name: (1.5 * tensor[None]).requires_grad_()
+            for name, tensor in peft.create(backbone, torch.Generator()).items()
         }
         data = encoded(backbone, CLASSES, 4)
         batch = gather(data, torch.arange(4), data.input_ids.shape[1])
@@ -192,9 +193,14 @@ def test_weights_of_another_backbone_are_refused(tiny: Tiny) -> None:
 def test_replaced_weights_come_back_after_an_error() -> None:
     layer = torch.nn.Linear(2, 2)
     weight = layer.weight
-    with pytest.raises(ZeroDivisionError), replaced_weights(layer, {"weight": torch.zeros(2, 2)}):
-        assert not layer.weight.any()
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with replaced_weights(layer, {"weight": torch.zeros(2, 2)}):
+            assert not layer.weight.any()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert layer.weight is weight
     assert layer._parameters["weight"] is weight
 
@@ -206,7 +212,9 @@ def test_shared_weights_are_replaced_everywhere() -> None:
         assert model(torch.ones(1, 2)).tolist() == [[4.0, 4.0]]
 
 
-def test_a_backbone_too_large_for_a_file_is_refused_before_training(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_too_large_for_a_file_is_refused_before_training(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(safetensors_header, "MAX_DATA_BYTES", 1000)
     with pytest.raises(BackboneError, match=r"a prompt file holds at most 1000; use a smaller backbone"):
         method("full").create(tiny("bert"), torch.Generator())
@@ -241,7 +249,9 @@ def test_from_training_to_prediction_and_back_on_the_command_line(
     assert set(json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])) == {"label", "probabilities"}
     verified = go("prompt verify full.safetensors --model {model} --json")
     assert verified["ok"]
-    ranked = go("rank full.safetensors {w}/topic.safetensors --task {w}/mood --target-prompt {w}/mood.safetensors " + model)
+    ranked = go(
+        "rank full.safetensors {w}/topic.safetensors --task {w}/mood --target-prompt {w}/mood.safetensors " + model
+    )
     assert len(ranked["ranking"]) == 2  # type: ignore[arg-type]
     again = go(f"{train} --init full.safetensors --out more.safetensors")
     assert again["method"] == "full"
@@ -253,12 +263,17 @@ def test_from_training_to_prediction_and_back_on_the_command_line(
 
     refused = run("prompt", "export", "full.safetensors", "--out", "peft", cwd=tmp_path)
     assert refused.code == 1
-    assert "method full, for which PEFT has no counterpart; only prefix and input prompts can be exported." in refused.err
+    assert (
+        "method full, for which PEFT has no counterpart; only prefix and input prompts can be exported." in refused.err
+    )
 
     # The file knows no shapes of its own; the backbone does.
     name = "encoder.layer.0.output.dense.bias"
     for tensors, words in (
-        ({**prompt.tensors, name: torch.zeros(3)}, f"peft.{name} has shape [3], but method full on its backbone has [32]"),
+        (
+            {**prompt.tensors, name: torch.zeros(3)},
+            f"peft.{name} has shape [3], but method full on its backbone has [32]",
+        ),
         ({**prompt.tensors, "extra": torch.zeros(3)}, "holds an unexpected tensor peft.extra"),
         ({k: t for k, t in prompt.tensors.items() if k != name}, f"lacks the tensor peft.{name}"),
     ):

@@ -19,7 +19,7 @@ from panda_fusion.testing import MODEL_TYPES
 Folder = Callable[[str], Path]
 ROWS = 4
 CPU = torch.device("cpu")
-KINDS = ("prefix:length=3", "prefix:length=3,projection=5", "prompt:length=3", "shift")
+KINDS = ("prefix:length=3", "prefix:length=3,projection=5", "prompt:length=3", "adapter:reduction=4", "shift")
 
 
 def backbones(folder: Path) -> tuple[Backbone, Backbone]:
@@ -38,7 +38,11 @@ def trainable(kind: str, backbone: Backbone) -> dict[str, torch.Tensor]:
     if kind == "shift":  # what an adapter does: every layer's two sublayers and the layer itself
         made = torch.randn(2, 3, backbone.shape.layers, 32, generator=torch.Generator().manual_seed(4))
         return {"shift": (0.3 * made).requires_grad_()}
-    return {name: tensor.requires_grad_() for name, tensor in pack(method(kind), backbone, 2).items()}
+    made = pack(method(kind), backbone, 2)
+    if kind.startswith("adapter"):  # a new one changes nothing, and its first matrix has no gradient
+        generator = torch.Generator().manual_seed(4)
+        made = {name: tensor + 0.2 * torch.randn(tensor.shape, generator=generator) for name, tensor in made.items()}
+    return {name: tensor.requires_grad_() for name, tensor in made.items()}
 
 
 def injection_of(kind: str, backbone: Backbone, tensors: Mapping[str, torch.Tensor]) -> Injection:
@@ -62,18 +66,21 @@ def injection_of(kind: str, backbone: Backbone, tensors: Mapping[str, torch.Tens
 
 
 def step(backbone: Backbone, kind: str, dropout: float = 0.0, between: Callable[[], object] | None = None) -> Any:
-    """Pooled vectors and gradients of one step with two prompts."""
+    """All tokens' states and gradients of one step with two prompts.
+
+    Not pooled vectors, for which the last layer may be spared in part (`panda_fusion.last_layer`) without
+    checkpointing, so that dropout draws other numbers.
+    """
     tensors = trainable(kind, backbone)
     batch = batch_of(backbone)
     torch.manual_seed(11)
-    pooled = backbone.forward(
-        batch.input_ids, batch.lengths, batch.token_types, injection_of(kind, backbone, tensors), Rows(2), dropout
-    )
+    injection = injection_of(kind, backbone, tensors)
+    states = backbone.hidden_states(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(2), dropout)
     if between is not None:
         between()
-    aim = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(0))
-    (pooled * aim).sum().backward()
-    return pooled.detach(), {name: tensor.grad for name, tensor in tensors.items()}
+    aim = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    (states * aim).sum().backward()
+    return states.detach(), {name: tensor.grad for name, tensor in tensors.items()}
 
 
 def assert_equal(first: Any, second: Any) -> None:

@@ -64,7 +64,11 @@ def test_sparse_sets_a_tenth_of_every_column_to_zero(length: int, tiny: Tiny) ->
         kept = tensor != 0
         assert torch.equal(tensor[kept], normal[name][kept])
     if length == 25:
-        places = {tuple((found["key"][0, :, head, d] == 0).nonzero().flatten().tolist()) for head in range(4) for d in range(8)}
+        places = {
+            tuple((found["key"][0, :, head, d] == 0).nonzero().flatten().tolist())
+            for head in range(4)
+            for d in range(8)
+        }
         assert len(places) > 20, "the columns have their zeros at the same tokens"
         assert not torch.equal(found["key"] == 0, found["value"] == 0)
 
@@ -161,9 +165,7 @@ def test_prefix_from_the_vocabulary_has_the_backbones_own_keys_and_values(
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama", "qwen2", "qwen3"])
-def test_in_a_decoder_such_a_prefix_is_the_tokens_themselves(
-    model_type: str, tiny: Tiny, tiny_folder: Folder
-) -> None:
+def test_in_a_decoder_such_a_prefix_is_the_tokens_themselves(model_type: str, tiny: Tiny, tiny_folder: Folder) -> None:
     """Earlier tokens do not see later ones there, so prefix and text give what the whole text gives transformers."""
     backbone, length = tiny(model_type), 6
     peft = method(f"prefix:length={length},init=vocab")
@@ -171,9 +173,7 @@ def test_in_a_decoder_such_a_prefix_is_the_tokens_themselves(
     made = {name: tensor[None] for name, tensor in peft.create(backbone, torch.Generator().manual_seed(5)).items()}
     data = encode(backbone, columns(1, 8), None, "classification", 32)
     batch = gather(data, torch.arange(1), data.input_ids.shape[1])
-    found = backbone.hidden_states(
-        batch.input_ids, batch.lengths, None, peft.inject(made, backbone.shape), Rows(1)
-    )
+    found = backbone.hidden_states(batch.input_ids, batch.lengths, None, peft.inject(made, backbone.shape), Rows(1))
     model = plain_model(model_type, tiny_folder(model_type))
     with torch.no_grad():
         whole = torch.cat((tokens[None], batch.input_ids), dim=1)
@@ -203,7 +203,7 @@ def test_recording_leaves_nothing_behind(tiny: Tiny) -> None:
         ("prefix:projection=4,init=sparse", "init is that of keys and values, which projection computes"),
         ("prompt:init=text", 'init=text and text="..." are given together or not at all'),
         ("prompt:text=yes", 'init=text and text="..." are given together or not at all'),
-        ("prefix:init=xavier", "must be one of normal, sparse, constant, vocab"),
+        ("prefix:init=xavier", "must be one of constant, normal, sparse, vocab"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(spec: str, words: str) -> None:
@@ -242,7 +242,14 @@ def test_every_initialisation_from_the_command_line(
         assert prompt.method == method(spec).stored().spec
     # A prefix that started from the vocabulary goes on where one stopped that started sparse.
     again = run(
-        *train, "--method", "prefix:length=4,init=vocab", "--init", "0.safetensors", "--out", "3.safetensors", cwd=tmp_path
+        *train,
+        "--method",
+        "prefix:length=4,init=vocab",
+        "--init",
+        "0.safetensors",
+        "--out",
+        "3.safetensors",
+        cwd=tmp_path,
     )
     assert again.json["init"] == "0.safetensors"
 

@@ -64,7 +64,7 @@ def test_quoted_code_is_the_examples():
     for line in (
         'temperature: Annotated[float, Meta(gt=0, le=1000, description="softens both distributions")] = 1.0',
         "class JensenShannon(KDLoss):",
-        "for layer, module in enumerate(shape.layer_modules)",
+        "return Injection(outputs=per_layer(shape.layer_modules, transforms))",
         "[project.entry-points.panda_fusion]",
         'example = "panda_fusion_example"',
         'checks_for("KD loss", JensenShannon)',

@@ -101,7 +101,7 @@ def test_21_prompts_cost_22_passes_of_the_samples_packed(tiny: Tiny) -> None:
     with counted(backbone) as packed:
         found = embeddings_on(prompts, backbone, samples)
     assert sum(packed) == 22 * len(samples)
-    assert len(packed) < 10
+    assert len(packed) < 15
     assert found.shape == (21, backbone.shape.hidden)
 
 

@@ -279,7 +279,10 @@ def _transforms(injection: Injection, shape: BackboneShape) -> Iterator[tuple[st
     """Transforms of layers and sublayers, whose outputs are [N, T, hidden]; of any other module only the backbone knows
     the width."""
     layout = shape.layout
-    known = {*shape.layer_modules, *(() if layout is None else (*layout.attention_outputs, *layout.feedforward_outputs))}
+    known = {
+        *shape.layer_modules,
+        *(() if layout is None else (*layout.attention_outputs, *layout.feedforward_outputs)),
+    }
     for name, transform in injection.outputs.items():
         if name not in known:
             continue
@@ -400,7 +403,9 @@ def _gradients_inside(method: PEFTMethod, backbone: Backbone) -> None:
     injection = method.inject(tensors, backbone.shape)
     pooled = _pooled(backbone, injection, Rows(pack), [0, 1] * pack)
     head = backbone.head(2)
-    drawn = {name: torch.stack([tensor] * pack) for name, tensor in head.create(torch.Generator().manual_seed(8)).items()}
+    drawn = {
+        name: torch.stack([tensor] * pack) for name, tensor in head.create(torch.Generator().manual_seed(8)).items()
+    }
     logits = head(drawn, pooled.view(pack, 2, -1), weights=injection.weights)
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(6))).sum().backward()
     for name, tensor in tensors.items():

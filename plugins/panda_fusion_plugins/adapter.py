@@ -83,7 +83,7 @@ class Adapter(PEFTMethod):
             _bottleneck({name: part[place] for name, part in parts.items()}, self.options.activation)
             for place in range(shape.layers * len(names))
         ]
-        outputs = {}
+        outputs: dict[str, OutputTransform | tuple[OutputTransform, ...]] = {}
         for place, modules in enumerate(names):
             outputs |= per_layer(modules, transforms[place :: len(names)])
         return Injection(outputs=outputs)
@@ -93,7 +93,7 @@ def _known(layout: Layout | None) -> Layout:
     if layout is None:
         raise BackboneError(
             "PEFT method 'adapter' sits behind the sublayers of a backbone, and this one is of an architecture whose "
-            "sublayers are not known; use prefix or prompt, or a backbone of a supported architecture (docs/support.md)."
+            "sublayers are not known; use prefix or prompt, or a backbone of another architecture (docs/support.md)."
         )
     return layout
 

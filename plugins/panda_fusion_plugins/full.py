@@ -1,4 +1,4 @@
-"""Model tuning: every weight of the backbone is trained. The paper's reference row, not a parameter-efficient method."""
+"""Model tuning: every weight of the backbone is trained. The paper's reference row, not parameter-efficient."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class Full(PEFTMethod):
         size = 4 * sum(prod(sizes) for sizes in (backbone.shape.parameters or {}).values())
         if size > MAX_DATA_BYTES:
             raise BackboneError(
-                f"PEFT method 'full' trains and stores all {size // 4} parameters of backbone {backbone.name!r}, {size} "
-                f"bytes, and a prompt file holds at most {MAX_DATA_BYTES}; use a smaller backbone or another method."
+                f"PEFT method 'full' trains and stores all {size // 4} parameters of backbone {backbone.name!r}, "
+                f"{size} bytes, and a prompt file holds at most {MAX_DATA_BYTES}; use a smaller backbone or another "
+                "method."
             )
         return backbone.weights()
 

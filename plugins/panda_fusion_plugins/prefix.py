@@ -90,7 +90,11 @@ class Prefix(PEFTMethod):
                 key, value = token_keys_and_values(backbone, sampled_tokens(backbone, size[1], generator))
                 return {"key": key, "value": value}
             drawn = {"key": normal(*size), "value": normal(*size)}
-            return {name: _thinned(one, generator) for name, one in drawn.items()} if self.options.init == "sparse" else drawn
+            return (
+                {name: _thinned(one, generator) for name, one in drawn.items()}
+                if self.options.init == "sparse"
+                else drawn
+            )
         width = shape.layers * 2 * shape.kv_heads * shape.head_dim
         return {
             "embedding": torch.randn((self.options.length, shape.hidden), generator=generator),

