@@ -39,3 +39,7 @@ class DeviceError(PandaFusionError):
 
 class OutputError(PandaFusionError):
     """A result cannot be written where it was asked for."""
+
+
+class RecipeError(PandaFusionError):
+    """A recipe, or a folder of results, is wrong or does not fit."""

@@ -177,9 +177,9 @@ def import_(
     from panda_fusion.peft_format import import_peft
     from panda_fusion.prompt_embedding import with_task_embedding
     from panda_fusion.prompt_file import save_prompt
-    from panda_fusion.task import head_outputs
     from panda_fusion.rows import load_split
     from panda_fusion.run import task_info
+    from panda_fusion.task import head_outputs
     from panda_fusion.task_source import resolve_task
 
     check_writable(out)

@@ -1,0 +1,1 @@
+"""A matrix of sources, targets, methods and seeds: recipe, plan, packs, records."""
