@@ -23,3 +23,7 @@ class Executor(Method):
 
         A job that raises yields its exception as the result; the others go on.
         """
+
+    def workers(self) -> int:
+        """How many jobs it runs at a time; who hands in work cuts it into as many jobs."""
+        return 1

@@ -31,6 +31,7 @@ COMMANDS = {
         "transfer": "Train a prompt with the help of prompts of other tasks (PanDa).",
         "evaluate": "Score a prompt on a task's validation set.",
         "predict": "Predict the labels of rows with a prompt.",
+        "matrix": "Run sources x targets x methods x seeds from a recipe.",
         "prompt": "Show, verify, export and import prompt files.",
         "tasks": "List the tasks, or show one.",
         "plugins": "List, show and check plugins and their methods.",

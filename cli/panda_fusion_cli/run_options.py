@@ -54,14 +54,7 @@ def max_length_option(section: str, default: int | None, shown: str | bool = Tru
     )
 
 
-model_options = stacked(
-    option(
-        BACKBONE,
-        "--model",
-        metavar="NAME",
-        required=True,
-        help="'tiny', a transformers folder, or a name on the Hub.",
-    ),
+device_options = stacked(
     option(
         BACKBONE,
         "--device",
@@ -78,6 +71,18 @@ model_options = stacked(
         show_default=True,
         help="Of the frozen backbone; prompts, heads and losses always are fp32.",
     ),
+)
+"""`--device` and `--precision`."""
+
+model_options = stacked(
+    option(
+        BACKBONE,
+        "--model",
+        metavar="NAME",
+        required=True,
+        help="'tiny', a transformers folder, or a name on the Hub.",
+    ),
+    device_options,
 )
 """`--model`, `--device` and `--precision`."""
 

@@ -43,7 +43,7 @@ def make_packs(cells: Iterable[Cell], size: int) -> list[Pack]:
         groups.setdefault(_shared(cell), []).append(cell)
     packs = []
     for members in groups.values():
-        packable = peft_methods().get(members[0].method.partition(":")[0]).packable  # type: ignore[attr-defined]
+        packable = peft_methods().create(members[0].method).packable
         each = size if packable else 1
         packs += [_pack(members[first : first + each]) for first in range(0, len(members), each)]
     return packs

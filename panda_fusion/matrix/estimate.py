@@ -1,0 +1,75 @@
+"""What a matrix will cost: how many prompts fit into a pack, and how many rows a second can be trained on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from panda_fusion.matrix.packs import LARGEST
+
+if TYPE_CHECKING:
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.encoded_task import EncodedTask
+    from panda_fusion.matrix.cells import Cell
+    from panda_fusion.matrix.plan import Plan
+
+CPU_LARGEST = 16
+"""Prompts in a pack on a CPU, which is busy with one already; larger packs would only lose more to an interruption."""
+PROBE_STEPS = 3
+
+
+def pack_size(backbone: Backbone, cells: tuple[Cell, ...]) -> int:
+    """Prompts that can be trained side by side in half of the memory that is free.
+
+    A layer keeps about 34 hidden-sized values per token for its backward pass, and two matrices of attention weights per
+    head (Korthikanti et al. count 34 bytes and 5 per head at two bytes a value); longest texts are assumed.
+
+    Args:
+        backbone: the frozen backbone, already loaded.
+        cells: the cells that are to be trained.
+    """
+    shape = backbone.shape
+    size = 4 if backbone.dtype == torch.float32 else 2
+    largest = 1
+    for cell in cells:
+        tokens = cell.max_length + 64
+        layer = 34 * shape.hidden + 5 * shape.heads * tokens
+        largest = max(largest, cell.batch_size * tokens * shape.layers * layer * size // 2)
+    if backbone.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(backbone.device)
+        return int(max(1, min(LARGEST, free // 2 // largest)))
+    import psutil
+
+    return int(max(1, min(CPU_LARGEST, psutil.virtual_memory().available // 2 // largest)))
+
+
+def rows_per_second(backbone: Backbone, encoded: EncodedTask, cell: Cell) -> float:
+    """Training rows a second of one prompt, from a few real steps on a task.
+
+    Args:
+        backbone: the frozen backbone.
+        encoded: the task's data.
+        cell: a cell on this task that trains.
+    """
+    from panda_fusion.plugin_manager import peft_methods
+    from panda_fusion.students import new_students
+    from panda_fusion.trainer import TrainSettings, train_pack
+
+    method = peft_methods().create(cell.method)
+    students = new_students(backbone, encoded.task, method, [0], 1e-3)
+    for steps in (1, PROBE_STEPS):  # the first one warms up
+        started = time.perf_counter()
+        settings = TrainSettings(epochs=PROBE_STEPS, max_steps=steps, batch_size=cell.batch_size)
+        pack = train_pack(backbone, method, students, encoded.task, encoded.train, settings)
+    return pack.samples / (time.perf_counter() - started)
+
+
+def seconds(plan: Plan, rate: float) -> float:
+    """A rough time for a plan: training rows at `rate` rows a second, and a third of that for rows that pass forward only
+    (teachers; evaluations are not counted)."""
+    forward = sum(
+        len(cell.sources) * plan.rows[cell.target] for cell in plan.cells if cell.system == "panda"
+    )
+    return (sum(plan.training_rows(cell) for cell in plan.cells) + forward / 3) / rate
