@@ -106,9 +106,9 @@ def encode(
     label_type = torch.float32 if kind == "regression" else torch.int64
     device = backbone.device
     return EncodedSet(
-        input_ids=_padded(rows, lengths, np.int32).to(device),
+        input_ids=padded(rows, lengths, np.int32).to(device),
         lengths=torch.from_numpy(lengths).to(device),
-        token_types=None if types is None else _padded(types, lengths, np.int8).to(device),
+        token_types=None if types is None else padded(types, lengths, np.int8).to(device),
         labels=None if labels is None else torch.tensor(labels, dtype=label_type, device=device),
         kind=kind,
         # The tokenizer keeps what it cut off beside an encoding; only full rows can have any.
@@ -116,7 +116,7 @@ def encode(
     )
 
 
-def _padded(rows: Sequence[Sequence[int]], lengths: np.ndarray, dtype: type) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int]], lengths: np.ndarray, dtype: type) -> torch.Tensor:
     """[M, longest] from lists of unequal length, zeros behind each row's end."""
     table: np.ndarray = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=dtype)
     table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate([np.asarray(r, dtype) for r in rows])

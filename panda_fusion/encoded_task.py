@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from panda_fusion.dataset import EncodedSet, encode
+from panda_fusion.dataset import EncodedSet
+from panda_fusion.encoding import encode_split, samples_of
 from panda_fusion.subsets import balanced_sample, carve_selection
 from panda_fusion.task_embedding import SAMPLES
 
@@ -54,7 +55,7 @@ def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: 
         train, selection = carve_selection(data.train, seed=SAMPLE_SEED)
 
     def tokenised(split: Split) -> EncodedSet:
-        return encode(backbone, split.texts, split.labels, data.task.kind, max_length)
+        return encode_split(backbone, data.task, split, max_length)
 
     encoded = tokenised(train)
     validation = tokenised(data.validation)
@@ -69,6 +70,6 @@ def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: 
         train=encoded,
         validation=validation,
         selection=None if selection is None else tokenised(selection),
-        samples=validation.subset(balanced_sample(data.validation, SAMPLES, SAMPLE_SEED)),
+        samples=samples_of(validation, balanced_sample(data.validation, SAMPLES, SAMPLE_SEED)),
         warnings=tuple(warnings),
     )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from panda_fusion.dataset import EncodedSet, encode
+from panda_fusion.dataset import EncodedSet
+from panda_fusion.encoding import encode_split
 from panda_fusion.inference import predict_logits
-from panda_fusion.metrics import score
 from panda_fusion.plugin_manager import peft_methods
 from panda_fusion.prompt_match import check_same_labels
+from panda_fusion.scoring import predictions, score_outputs
+from panda_fusion.task import head_outputs
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
@@ -44,37 +44,27 @@ def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split
         task,
         "evaluate it on a task with the same labels, or transfer it first",
     )
-    data = encode(backbone, split.texts, split.labels, task.kind, max_length)
+    data = encode_split(backbone, task, split, max_length)
     started = time.perf_counter()
     logits = _logits(backbone, prompt, data, max_length)
     seconds = time.perf_counter() - started
-    return Evaluation(score(task.metric, logits, np.asarray(split.labels).tolist()), len(data), seconds)
+    return Evaluation(score_outputs(task, data, logits), len(split), seconds)
 
 
-def predict_rows(
-    backbone: Backbone, prompt: Prompt, texts: Sequence[Sequence[str]], max_length: int
-) -> list[dict[str, object]]:
+def predict_rows(backbone: Backbone, prompt: Prompt, rows: Split, max_length: int) -> list[dict[str, object]]:
     """Predict rows, in order.
 
     Args:
         backbone: the frozen backbone.
         prompt: any prompt of it.
-        texts: the task's one or two text columns.
+        rows: the rows, without labels.
         max_length: tokens kept of a text.
 
     Returns:
-        Per row `label` (name) and `probabilities` (in label order), or `value` for a regression.
+        Per row what `panda_fusion.scoring.predictions` says of its kind.
     """
-    data = encode(backbone, texts, None, prompt.task.kind, max_length)
-    logits = _logits(backbone, prompt, data, max_length)
-    if prompt.task.kind == "regression":
-        return [{"value": float(row[0])} for row in logits]
-    probabilities = torch.from_numpy(logits).softmax(-1).tolist()
-    names = prompt.task.labels
-    return [
-        {"label": names[int(row.argmax())], "probabilities": shares}
-        for row, shares in zip(logits, probabilities, strict=True)
-    ]
+    data = encode_split(backbone, prompt.task, rows, max_length)
+    return predictions(prompt.task, data, _logits(backbone, prompt, data, max_length))
 
 
 def _logits(backbone: Backbone, prompt: Prompt, data: EncodedSet, max_length: int) -> np.ndarray:
@@ -82,7 +72,7 @@ def _logits(backbone: Backbone, prompt: Prompt, data: EncodedSet, max_length: in
     method = peft_methods().create(prompt.method)
     backbone.check_length(method.virtual_tokens(), max_length)
     trainable = method.from_stored(prompt.tensors, backbone.shape)
-    outputs = max(1, len(prompt.task.labels))
+    outputs = head_outputs(prompt.task.kind, prompt.task.labels)
     logits = predict_logits(
         backbone,
         data,

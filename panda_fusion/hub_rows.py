@@ -41,3 +41,27 @@ def hub_rows(task: str, source: HubSource, split: SplitName) -> Iterator[tuple[i
             "and validation.jsonl."
         ) from error
     yield from enumerate(rows, start=1)
+
+
+def hub_labels(task: str, source: HubSource, column: str) -> tuple[str, ...]:
+    """The tag names that the Hub's data set gives to a column of integers.
+
+    Raises:
+        DataError: the data set cannot be loaded, or the column names no tags.
+    """
+    import datasets
+
+    try:
+        features = datasets.load_dataset(source.path, source.config, split=source.train).features
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"The tags of {source.path} cannot be loaded from the Hugging Face Hub ({printable(reason.rstrip('.'), 300)}); "
+            f"pass --data DIR, where DIR/{task} holds train.jsonl, validation.jsonl and labels.json."
+        ) from error
+    names = getattr(getattr(features.get(column), "feature", None), "names", None)
+    if not names:
+        raise DataError(
+            f"Column {column!r} of {source.path} names no tags; pass --data DIR with a labels.json in DIR/{task}."
+        )
+    return tuple(names)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from panda_fusion.task import Columns
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,6 +49,7 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     labels: tuple[str, ...]
     metric: str
+    columns: Columns = Columns()
 
 
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from panda_fusion.dataset import encode
 from panda_fusion.embedding_cache import digest_prompt, digest_samples, embedding_key
 from panda_fusion.encoded_task import SAMPLE_SEED
+from panda_fusion.encoding import encode_split, samples_of
 from panda_fusion.inference import pooled_vectors
 from panda_fusion.plugin_manager import peft_methods
 from panda_fusion.prompt_packs import prompt_packs
@@ -43,7 +43,7 @@ def with_task_embedding(
     """
     backbone.check_length(peft_methods().create(prompt.method).virtual_tokens(), max_length)
     rows = development.select(balanced_sample(development, count, SAMPLE_SEED))
-    samples = encode(backbone, rows.texts, rows.labels, prompt.task.kind, max_length)
+    samples = samples_of(encode_split(backbone, prompt.task, rows, max_length), list(range(len(rows))))
     return replace(prompt, embedding=embeddings_on([prompt], backbone, samples)[0])
 
 

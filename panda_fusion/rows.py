@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from panda_fusion.errors import DataError
 from panda_fusion.prompt import TaskInfo
 from panda_fusion.row_check import check_inputs, check_rows
+from panda_fusion.row_reader import CHOICES
 from panda_fusion.row_source import file_source, find_rows
 from panda_fusion.task import Row, SplitName, Task
 from panda_fusion.task_kind import check_task, task_kind
@@ -21,21 +22,25 @@ class Split:
     """Rows as columns.
 
     Attributes:
-        texts: one list of M texts per input column (one or two).
-        labels: M class indices (classification) or M floats (regression).
+        texts: one list of M texts per input column (one or two); for token-classification a list of M lists of words,
+            and a list of M predicates where the task has them.
+        labels: M class indices or choices, M floats (regression), M lists of tags, M lists of answers.
+        choices: M lists of choices (multiple-choice); None for other kinds.
     """
 
-    texts: tuple[list[str], ...]
-    labels: list[int] | list[float]
+    texts: tuple[list[Any], ...]
+    labels: list[Any]
+    choices: list[list[str]] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.texts[0])
 
     def select(self, indices: Sequence[int]) -> Split:
         """The rows at these indices, in the order given."""
         return Split(
             texts=tuple([column[index] for index in indices] for column in self.texts),
-            labels=cast("list[int] | list[float]", [self.labels[index] for index in indices]),
+            labels=[self.labels[index] for index in indices],
+            choices=None if self.choices is None else [self.choices[index] for index in indices],
         )
 
 
@@ -83,8 +88,7 @@ def load_rows(task: Task, split: SplitName, data_dir: Path | None) -> list[Row]:
             when.
 
     Returns:
-        Rows that hold the task's input columns (str) and its label column (class index or float) and no
-        others.
+        Rows as `panda_fusion.row_check.check_rows` gives them.
 
     Raises:
         DataError: no rows to be had, or the first row that does not fit, by file and line.
@@ -100,7 +104,7 @@ def load_rows(task: Task, split: SplitName, data_dir: Path | None) -> list[Row]:
 
 def load_split(task: Task, split: SplitName, data_dir: Path | None) -> Split:
     """`load_rows` as columns; for commands that need one split only."""
-    return _as_columns(task, load_rows(task, split, data_dir))
+    return _as_columns(task, load_rows(task, split, data_dir), task.label)
 
 
 def load_task_data(task: Task, data_dir: Path | None) -> TaskData:
@@ -120,7 +124,7 @@ def load_task_data(task: Task, data_dir: Path | None) -> TaskData:
     return TaskData(task=task, train=train, validation=validation, warnings=tuple(concerns))
 
 
-def load_inputs(task: TaskInfo, path: Path) -> tuple[list[str], ...]:
+def load_inputs(task: TaskInfo, path: Path) -> Split:
     """Read rows to predict on from a JSONL file; labels and other columns are ignored.
 
     Args:
@@ -128,20 +132,19 @@ def load_inputs(task: TaskInfo, path: Path) -> tuple[list[str], ...]:
         path: the file.
 
     Returns:
-        One list of M texts per input column, in the order of the file.
+        The rows in the order of the file, without labels.
 
     Raises:
-        DataError: the task's kind is not supported yet, the file cannot be read or is empty, or the first row
+        DataError: the task's kind is not supported, the file cannot be read or is empty, or the first row
             that does not fit, by line.
     """
     task_kind(task.kind, task.name)
-    columns: tuple[list[str], ...] = tuple([] for _ in task.inputs)
-    for row in check_inputs(task.inputs, file_source(path)):
+    rows: list[Row] = []
+    for row in check_inputs(task, file_source(path)):
         if isinstance(row, DataError):
             raise row
-        for column, name in zip(columns, task.inputs, strict=True):
-            column.append(cast(str, row[name]))
-    return columns
+        rows.append(row)
+    return _as_columns(task, rows, None)
 
 
 def check_task_data(task: Task, data_dir: Path | None, limit: int = 20) -> DataReport:
@@ -154,7 +157,7 @@ def check_task_data(task: Task, data_dir: Path | None, limit: int = 20) -> DataR
     """
     problems: list[str] = []
     rows: dict[str, int] = {}
-    labels: list[int | float] = []
+    labels: list[Any] = []
     total = 0
 
     def note(problem: DataError) -> None:
@@ -175,15 +178,19 @@ def check_task_data(task: Task, data_dir: Path | None, limit: int = 20) -> DataR
                 if isinstance(row, DataError):
                     note(row)
                 elif split == "train":
-                    labels.append(cast("int | float", row[task.label]))
+                    labels.append(row[task.label])
         except DataError as problem:
             note(problem)
     warnings = () if total else tuple(task_kind(task.kind, task.name).concerns(task, labels))
     return DataReport(rows=rows, problems=tuple(problems), total=total, warnings=warnings)
 
 
-def _as_columns(task: Task, rows: list[Row]) -> Split:
+def _as_columns(task: Task | TaskInfo, rows: list[Row], label: str | None) -> Split:
+    columns = task.inputs
+    if task.kind == "token-classification" and task.columns.predicate:
+        columns = (*columns, task.columns.predicate)
     return Split(
-        texts=tuple([cast(str, row[column]) for row in rows] for column in task.inputs),
-        labels=cast("list[int] | list[float]", [row[task.label] for row in rows]),
+        texts=tuple([row[column] for row in rows] for column in columns),
+        labels=[] if label is None else [row[label] for row in rows],
+        choices=[cast("list[str]", row[CHOICES]) for row in rows] if task.kind == "multiple-choice" else None,
     )

@@ -118,6 +118,7 @@ def task_info(task: Task) -> TaskInfo:
         label=task.label,
         labels=task.labels,
         metric=task.metric,
+        columns=task.columns,
     )
 
 

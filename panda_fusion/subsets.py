@@ -112,6 +112,8 @@ def _groups(labels: Sequence[int] | Sequence[float]) -> list[list[int]]:
         slices = [sorted(order[low:high]) for low, high in pairwise(edges)]
         # Fewer rows than would give each group two: one group, of which some rows can be taken.
         return slices if min(len(group) for group in slices) > 1 else [sorted(order)]
+    if isinstance(labels[0], list):  # tags and answers have no classes
+        return [list(range(len(labels)))]
     by_class: dict[float, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         by_class[label].append(index)

@@ -29,6 +29,28 @@ class HubSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     validation: str = "validation"
 
 
+class Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Columns beside `inputs` and `label` that some tasks read.
+
+    Attributes:
+        choices: multiple-choice: one column with a list of texts, or one column for each choice.
+        question: multiple-choice: a column with `cause` or `effect`, which is read as "because" or "so" behind the
+            first input (COPA).
+        predicate: token-classification: the index of the word whose roles are asked for; it is read as second text.
+        lead: input column -> the column whose text is put in front of it, with a colon (the marked word of WiC, the
+            pronoun of WSC).
+        offsets: input column -> columns with the first and behind-the-last character of the marked word in it.
+        no_answer: extractive-qa: questions may have no answer (SQuAD v2); an empty list of answers says so.
+    """
+
+    choices: tuple[str, ...] = ()
+    question: str = ""
+    predicate: str = ""
+    lead: dict[str, str] = {}
+    offsets: dict[str, tuple[str, str]] = {}
+    no_answer: bool = False
+
+
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A task.
 
@@ -44,6 +66,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             the function takes (task name, split) and returns a list of rows.
         folder: the folder of task.toml, train.jsonl and validation.jsonl, for a user's own task.
         description: one line for `panda-fusion tasks`.
+        type: its type in the PanDa paper's Table I (`Question Answering`, ...), for reports.
+        columns: columns beside `inputs` and `label`.
     """
 
     name: str
@@ -56,6 +80,8 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     rows: str | None = None
     folder: str | None = None
     description: str = ""
+    type: str = ""
+    columns: Columns = Columns()
 
     @property
     def outputs(self) -> int:

@@ -9,15 +9,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from panda_fusion.errors import DataError
 from panda_fusion.nearest import nearest_names
 from panda_fusion.printable import printable
-from panda_fusion.task import MetricName, Task
+from panda_fusion.row_reader import CHOICES, answers, json_type
+from panda_fusion.task import MetricName, Row, Task
 
-LabelReader = Callable[[object], int | float]
-"""From the value in a row's label column to a class index or a number; raises ValueError with the reason (the
-rest of a sentence, without a full stop)."""
+Label = int | float | list[int] | list[tuple[str, int]]
+"""A class index or a choice, a value, the tags of the words, the answers with their places."""
+LabelReader = Callable[[object, Row], Label]
+"""From the value in a row's label column, and what was read of the row, to its label; raises ValueError with the reason
+(the rest of a sentence, without a full stop)."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +36,7 @@ class TaskKind:
 
     metrics: tuple[MetricName, ...]
     label_reader: Callable[[Task], LabelReader]
-    concerns: Callable[[Task, Sequence[int | float]], list[str]]
-
-
-def json_type(value: object) -> str:
-    """The type of a value in JSON's words, for messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"the number {_short(value)}"
-    for types, word in ((str, "a string"), (list | tuple, "a list"), (dict, "an object")):
-        if isinstance(value, types):
-            return word
-    return f"a {type(value).__name__}"
+    concerns: Callable[[Task, Sequence[Label]], list[str]]
 
 
 def numbered_labels(labels: Sequence[str]) -> str:
@@ -68,7 +58,7 @@ def _class_reader(task: Task) -> LabelReader:
     # 1.
     ambiguous = any(name.lstrip("-").isdigit() and name != str(index) for name, index in names.items())
 
-    def read(value: object) -> int:
+    def read(value: object, _row: Row) -> int:
         if type(value) is int:
             if ambiguous:
                 raise ValueError(
@@ -102,7 +92,7 @@ def _class_reader(task: Task) -> LabelReader:
 
 
 def _number_reader(task: Task) -> LabelReader:
-    def read(value: object) -> float:
+    def read(value: object, _row: Row) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"label must be a number, found {json_type(value)}; correct the label")
         try:
@@ -117,8 +107,8 @@ def _number_reader(task: Task) -> LabelReader:
     return read
 
 
-def _class_concerns(task: Task, labels: Sequence[int | float]) -> list[str]:
-    counts = Counter(labels)
+def _class_concerns(task: Task, labels: Sequence[Label]) -> list[str]:
+    counts = Counter(cast("Sequence[int]", labels))
     if len(counts) == 1:
         (only,) = counts
         name = _short(task.labels[int(only)])
@@ -127,9 +117,55 @@ def _class_concerns(task: Task, labels: Sequence[int | float]) -> list[str]:
     return [f"No training row has the label {_short(name)!r}." for name in missing]
 
 
-def _number_concerns(task: Task, labels: Sequence[int | float]) -> list[str]:
-    if len(set(labels)) == 1:
+def _number_concerns(task: Task, labels: Sequence[Label]) -> list[str]:
+    if len(set(cast("Sequence[float]", labels))) == 1:
         return [f"All {len(labels)} training rows have the value {labels[0]}; there is nothing to learn."]
+    return []
+
+
+def _choice_reader(task: Task) -> LabelReader:
+    def read(value: object, row: Row) -> int:
+        choices = cast("list[str]", row[CHOICES])
+        most = len(choices) - 1
+        if isinstance(value, str | list):  # the text of the right choice, or of all right ones
+            for right in [value] if isinstance(value, str) else value:
+                if right in choices:
+                    return choices.index(right)
+            raise ValueError(f"answer {_short(value)!r} is none of the row's choices; correct the row")
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(
+                f"label {_short(value)} is not the index of one of the row's choices, 0 to {most}; correct the label"
+            )
+        return value
+
+    return read
+
+
+def _tag_reader(task: Task) -> LabelReader:
+    read_one = _class_reader(task)
+
+    def read(value: object, row: Row) -> list[int]:
+        words = len(cast("list[str]", row[task.inputs[0]]))
+        if not isinstance(value, list):
+            raise ValueError(f"column {task.label!r} must be a list of tags, found {json_type(value)}")
+        if len(value) != words:
+            raise ValueError(
+                f"there are {len(value)} tags in column {task.label!r} for {words} words in column {task.inputs[0]!r}; "
+                "give every word one tag"
+            )
+        return [cast(int, read_one(tag, row)) for tag in value]
+
+    return read
+
+
+def _answer_reader(task: Task) -> LabelReader:
+    def read(value: object, row: Row) -> list[tuple[str, int]]:
+        return answers(value, cast(str, row[task.inputs[1]]), task.columns.no_answer)
+
+    return read
+
+
+def _no_concerns(_task: Task, _labels: Sequence[Label]) -> list[str]:
     return []
 
 
@@ -144,6 +180,11 @@ KINDS: dict[str, TaskKind] = {
         label_reader=_number_reader,
         concerns=_number_concerns,
     ),
+    "multiple-choice": TaskKind(metrics=("accuracy",), label_reader=_choice_reader, concerns=_no_concerns),
+    "token-classification": TaskKind(
+        metrics=("span_f1", "accuracy"), label_reader=_tag_reader, concerns=_no_concerns
+    ),
+    "extractive-qa": TaskKind(metrics=("squad",), label_reader=_answer_reader, concerns=_no_concerns),
 }
 
 
@@ -186,8 +227,9 @@ def check_task(task: Task) -> Task:
             f"Metric {task.metric!r} of task {task.name!r} does not fit the kind {task.kind!r}; set `metric` "
             f"to {' or '.join(kind.metrics)}."
         )
-    if task.kind == "regression" and task.labels:
-        raise DataError(f"Task {task.name!r} is a regression, which has no class names; remove its `labels`.")
+    if task.kind in ("regression", "multiple-choice", "extractive-qa") and task.labels:
+        raise DataError(f"Task {task.name!r} is a {task.kind} task, which has no class names; remove its `labels`.")
+    _check_columns(task)
     if task.kind == "classification" and task.labels:
         if len(task.labels) < 2 or len(set(task.labels)) < len(task.labels) or "" in task.labels:
             raise DataError(
@@ -199,3 +241,21 @@ def check_task(task: Task) -> Task:
                 "classes; set `metric` to macro_f1."
             )
     return task
+
+
+def _check_columns(task: Task) -> None:
+    """Check what a kind needs of `inputs` and `columns`."""
+    if task.kind == "multiple-choice" and not task.columns.choices:
+        raise DataError(
+            f"Task {task.name!r} is a multiple-choice task without choices; name their column in `inputs` as \"choices\", "
+            "or their columns under [columns] as `choices`."
+        )
+    if task.kind == "token-classification" and len(task.inputs) != 1:
+        raise DataError(f"Task {task.name!r} tags words, so `inputs` must name their column and no other.")
+    if task.kind == "extractive-qa" and len(task.inputs) != 2:
+        raise DataError(f"Task {task.name!r} finds answers, so `inputs` must name two columns: question and context.")
+    if task.metric == "span_f1" and task.labels and not any(name.startswith("B-") for name in task.labels):
+        raise DataError(
+            f"Metric 'span_f1' of task {task.name!r} needs tags like B-PER and I-PER, and its `labels` have none; set "
+            "`metric` to accuracy."
+        )

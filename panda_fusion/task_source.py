@@ -14,7 +14,8 @@ from panda_fusion.errors import DataError
 from panda_fusion.nearest import nearest_names
 from panda_fusion.plugin_manager import tasks
 from panda_fusion.printable import printable
-from panda_fusion.task import Kind, MetricName, Task
+from panda_fusion.row_reader import CHOICES
+from panda_fusion.task import Columns, Kind, MetricName, Task
 from panda_fusion.task_kind import check_task, task_kind
 from panda_fusion.task_labels import with_labels
 
@@ -31,6 +32,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         labels: class names in integer order; without them, they are taken from the data.
         metric: how predictions are scored; without it, the kind's default.
         description: one line about the task.
+        columns: further columns, as a table of its own.
     """
 
     kind: Kind
@@ -39,6 +41,7 @@ class TaskFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     labels: tuple[str, ...] = ()
     metric: MetricName | None = None
     description: str = ""
+    columns: Columns = Columns()
 
 
 _EXPECTED = {
@@ -48,6 +51,7 @@ _EXPECTED = {
     "labels": "a list of class names (strings)",
     "metric": f"one of {', '.join(get_args(MetricName))}",
     "description": "a string",
+    "columns": f"a table of {', '.join(Columns.__struct_fields__)}",
 }
 
 
@@ -117,15 +121,19 @@ def read_task_folder(folder: Path) -> Task:
         raise DataError(f"{where}: {_what_is_wrong(document)}.") from error
     name = folder.resolve().name
     metric = read.metric or task_kind(read.kind, name).metrics[0]
+    inputs, columns = read.inputs, read.columns
+    if read.kind == "multiple-choice" and inputs[-1] == CHOICES and len(inputs) > 1:
+        inputs, columns = inputs[:-1], msgspec.structs.replace(columns, choices=(CHOICES,))
     task = Task(
         name=name,
         kind=read.kind,
-        inputs=read.inputs,
+        inputs=inputs,
         label=read.label,
         labels=read.labels,
         metric=metric,
         folder=str(folder),
         description=read.description,
+        columns=columns,
     )
     try:
         if "labels" in document and read.kind == "classification" and not read.labels:

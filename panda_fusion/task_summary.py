@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
+from panda_fusion.row_reader import CHOICES
 from panda_fusion.rows import Split, TaskData
 from panda_fusion.task import Row, Task
 
@@ -77,8 +81,8 @@ def summarise(data: TaskData, examples: int = 3) -> TaskSummary:
         data: the task with both splits.
         examples: how many rows to show.
     """
-    seen = set(zip(*data.train.texts, strict=True))
-    shared = sum(texts in seen for texts in zip(*data.validation.texts, strict=True))
+    seen = set(_keys(data.train))
+    shared = sum(key in seen for key in _keys(data.validation))
     return TaskSummary(
         train=_summarise_split(data.task, data.train),
         validation=_summarise_split(data.task, data.validation),
@@ -89,16 +93,25 @@ def summarise(data: TaskData, examples: int = 3) -> TaskSummary:
 
 def _summarise_split(task: Task, split: Split) -> SplitSummary:
     labels = split.labels
+    tags = [tag for row in labels for tag in row] if task.kind == "token-classification" else labels
+    counts = Counter(tags) if task.labels else Counter()
     return SplitSummary(
         rows=len(split),
-        classes={name: labels.count(index) for index, name in enumerate(task.labels)},
+        classes={name: counts[index] for index, name in enumerate(task.labels)},
         values=Values(min(labels), fmean(labels), max(labels)) if task.kind == "regression" else None,
-        words={column: _words(texts) for column, texts in zip(task.inputs, split.texts, strict=True)},
+        words={column: _words(texts) for column, texts in zip(task.inputs, split.texts, strict=False)},
     )
 
 
-def _words(texts: list[str]) -> Words:
-    lengths = sorted(len(text.split()) for text in texts)
+def _keys(split: Split) -> Iterator[tuple[object, ...]]:
+    """What makes two rows the same: all texts, and the choices."""
+    columns: list[list[Any]] = [*split.texts, *([] if split.choices is None else [split.choices])]
+    for row in zip(*columns, strict=True):
+        yield tuple(tuple(value) if isinstance(value, list) else value for value in row)
+
+
+def _words(texts: list[Any]) -> Words:
+    lengths = sorted(len(text if isinstance(text, list) else text.split()) for text in texts)
 
     def at_most(share: float) -> int:
         return lengths[math.ceil(share * len(lengths)) - 1]
@@ -107,7 +120,12 @@ def _words(texts: list[str]) -> Words:
 
 
 def _row(task: Task, split: Split, index: int) -> Row:
-    row: Row = {column: texts[index] for column, texts in zip(task.inputs, split.texts, strict=True)}
+    row: Row = {column: texts[index] for column, texts in zip(task.inputs, split.texts, strict=False)}
+    if split.choices is not None:
+        row[CHOICES] = split.choices[index]
     label = split.labels[index]
-    row[task.label] = task.labels[int(label)] if task.labels else label
+    if isinstance(label, list):
+        row[task.label] = [task.labels[tag] for tag in label] if task.labels else label
+    else:
+        row[task.label] = task.labels[int(label)] if task.labels else label
     return row

@@ -167,10 +167,8 @@ def settings_of(recipe: Recipe, task: str, role: Literal["source", "target", "fu
             ("lr", chosen.learning_rate),
             ("epochs", chosen.epochs),
             ("batch_size", chosen.batch_size),
-            ("max_length", chosen.max_length),
         ):
-            if value is not None:
-                found.setdefault(name, value)
+            found.setdefault(name, value)
     return found
 
 

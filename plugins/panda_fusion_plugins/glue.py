@@ -14,6 +14,7 @@ def _hub(config: str, validation: str = "validation") -> HubSource:
 TASKS = (
     Task(
         name="cola",
+        type="Grammatical Acceptability",
         kind="classification",
         inputs=("sentence",),
         labels=("unacceptable", "acceptable"),
@@ -23,6 +24,7 @@ TASKS = (
     ),
     Task(
         name="sst2",
+        type="Sentiment Analysis",
         kind="classification",
         inputs=("sentence",),
         labels=("negative", "positive"),
@@ -31,6 +33,7 @@ TASKS = (
     ),
     Task(
         name="mrpc",
+        type="Paraphrase Detection",
         kind="classification",
         inputs=("sentence1", "sentence2"),
         labels=("not_equivalent", "equivalent"),
@@ -39,6 +42,7 @@ TASKS = (
     ),
     Task(
         name="stsb",
+        type="Semantic Similarity",
         kind="regression",
         inputs=("sentence1", "sentence2"),
         metric="pearson_spearman",
@@ -47,6 +51,7 @@ TASKS = (
     ),
     Task(
         name="qnli",
+        type="Natural Language Inference",
         kind="classification",
         inputs=("question", "sentence"),
         labels=("entailment", "not_entailment"),
@@ -55,6 +60,7 @@ TASKS = (
     ),
     Task(
         name="qqp",
+        type="Paraphrase Detection",
         kind="classification",
         inputs=("question1", "question2"),
         labels=("not_duplicate", "duplicate"),
@@ -63,6 +69,7 @@ TASKS = (
     ),
     Task(
         name="mnli",
+        type="Natural Language Inference",
         kind="classification",
         inputs=("premise", "hypothesis"),
         labels=("entailment", "neutral", "contradiction"),

@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """Predict rows with PROMPT; everything needed to read them is in the prompt file.
 
-    Per row `label` and `probabilities` (in the order of the task's labels) are written, or `value` for a
-    regression.
+    Per row `label` and `probabilities` (in the order of the task's labels) are written; `value` for a regression,
+    `choice` and `probabilities` for multiple choice, `tags` for words, `answer` for extractive QA.
     """
     started = time.perf_counter()
     from panda_fusion.model_name import check_model_name
@@ -61,7 +61,7 @@ def command(
     check_output(out, {"input": input_path, "prompt": prompt_path})
     check_model_name(model)
     described = check_prompt_file(prompt_path)
-    texts = load_inputs(described.task, input_path)
+    rows = load_inputs(described.task, input_path)
     max_length = max_length or trained_length(described)
 
     import json
@@ -74,7 +74,7 @@ def command(
     prompt = load_prompt(prompt_path)
     backbone = open_backbone(model, device, precision)
     check_prompt(prompt, backbone)
-    predictions = predict_rows(backbone, prompt, texts, max_length)
+    predictions = predict_rows(backbone, prompt, rows, max_length)
     write_text(out, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in predictions))
     output.line(f"{len(predictions)} predictions written to {out}")
     output.result(
