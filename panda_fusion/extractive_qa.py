@@ -73,7 +73,9 @@ def encode_questions(
         )
     most = min(LONGEST_QUESTION, max_length // 3)
     if most < 1 or max_length - most - 4 < 2:
-        raise BackboneError(f"Windows of {max_length} tokens leave no room for question and context; raise --max-length.")
+        raise BackboneError(
+            f"Windows of {max_length} tokens leave no room for question and context; raise --max-length."
+        )
     pieces = tokenizer(list(questions), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     cut = [q if len(p) <= most else q[: p[most - 1][1]] for q, p in zip(questions, pieces, strict=True)]
     encoded = tokenizer(
@@ -188,7 +190,7 @@ def score_answers(data: EncodedSet, logits: NDArray[np.float32]) -> dict[str, fl
 
 
 def answer_scores(found: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`squad` (F1) and `exact_match`, 0 to 1, of answers to questions whose gold answers are listed (none: no answer)."""
+    """`squad` (F1) and `exact_match`, 0 to 1, of answers to questions with these gold answers (none: no answer)."""
     from torchmetrics.functional.text import squad
 
     predictions = [{"prediction_text": text, "id": str(number)} for number, text in enumerate(found)]

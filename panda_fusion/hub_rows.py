@@ -56,8 +56,9 @@ def hub_labels(task: str, source: HubSource, column: str) -> tuple[str, ...]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise DataError(
-            f"The tags of {source.path} cannot be loaded from the Hugging Face Hub ({printable(reason.rstrip('.'), 300)}); "
-            f"pass --data DIR, where DIR/{task} holds train.jsonl, validation.jsonl and labels.json."
+            f"The tags of {source.path} cannot be loaded from the Hugging Face Hub "
+            f"({printable(reason.rstrip('.'), 300)}); pass --data DIR, where DIR/{task} holds train.jsonl, "
+            "validation.jsonl and labels.json."
         ) from error
     names = getattr(getattr(features.get(column), "feature", None), "names", None)
     if not names:

@@ -24,8 +24,8 @@ def check_rows(task: Task, source: RowSource) -> Iterator[Row | DataError]:
         source: the split's rows.
 
     Returns:
-        For every row, in order: what `panda_fusion.row_reader` reads of it and its label (a class index, a float, a list
-        of tags, a list of answers) under the task's label column, or the DataError that says what is wrong with it.
+        For every row, in order: what `panda_fusion.row_reader` reads of it and its label (a class index, a float, a
+        list of tags, a list of answers) under the task's label column, or the DataError that says what is wrong.
 
     Raises:
         DataError: the source cannot be opened or holds no rows.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from panda_fusion.printable import printable
 
@@ -50,7 +50,7 @@ def answers(value: object, context: str, no_answer: bool) -> list[tuple[str, int
     if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
         raise ValueError("answers must hold two lists of one length, `text` and `answer_start`; correct the row")
     if not texts and not no_answer:
-        raise ValueError("the question has no answer, which this task does not allow; use squad_v2 or leave the row out")
+        raise ValueError("the question has no answer, which this task does not allow; use squad_v2 or drop the row")
     found = []
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or type(start) is not int:
@@ -58,8 +58,8 @@ def answers(value: object, context: str, no_answer: bool) -> list[tuple[str, int
         if not text or context[start : start + len(text)] != text or start < 0:
             there = printable(context[max(start, 0) : max(start, 0) + len(text)], 40)
             raise ValueError(
-                f"answer {printable(text, 40)!r} is not in the context at character {start} (there is {there!r}); correct "
-                "`answer_start`"
+                f"answer {printable(text, 40)!r} is not in the context at character {start} (there is {there!r}); "
+                "correct `answer_start`"
             )
         found.append((text, start))
     return found
@@ -146,8 +146,8 @@ def _words(task: Task | TaskInfo, row: Mapping[str, object]) -> Row:
         index = cell(row, name)
         if type(index) is not int or not 0 <= index < len(words):
             raise ValueError(
-                f"column {name!r} must be the index of a word, 0 to {len(words) - 1}, found {printable(str(index), 20)}; "
-                "correct it"
+                f"column {name!r} must be the index of a word, 0 to {len(words) - 1}, found "
+                f"{printable(str(index), 20)}; correct it"
             )
         read[name] = words[index]
     return read

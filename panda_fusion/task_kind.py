@@ -181,9 +181,7 @@ KINDS: dict[str, TaskKind] = {
         concerns=_number_concerns,
     ),
     "multiple-choice": TaskKind(metrics=("accuracy",), label_reader=_choice_reader, concerns=_no_concerns),
-    "token-classification": TaskKind(
-        metrics=("span_f1", "accuracy"), label_reader=_tag_reader, concerns=_no_concerns
-    ),
+    "token-classification": TaskKind(metrics=("span_f1", "accuracy"), label_reader=_tag_reader, concerns=_no_concerns),
     "extractive-qa": TaskKind(metrics=("squad",), label_reader=_answer_reader, concerns=_no_concerns),
 }
 
@@ -247,8 +245,8 @@ def _check_columns(task: Task) -> None:
     """Check what a kind needs of `inputs` and `columns`."""
     if task.kind == "multiple-choice" and not task.columns.choices:
         raise DataError(
-            f"Task {task.name!r} is a multiple-choice task without choices; name their column in `inputs` as \"choices\", "
-            "or their columns under [columns] as `choices`."
+            f"Task {task.name!r} is a multiple-choice task without choices; name their column in `inputs` as "
+            '"choices", or their columns under [columns] as `choices`.'
         )
     if task.kind == "token-classification" and len(task.inputs) != 1:
         raise DataError(f"Task {task.name!r} tags words, so `inputs` must name their column and no other.")

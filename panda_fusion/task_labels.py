@@ -85,7 +85,8 @@ def _tags(task: Task, data_dir: Path | None) -> tuple[str, ...]:
                 names = msgspec.json.decode(path.read_bytes(), type=tuple[str, ...])
             except (msgspec.MsgspecError, OSError) as error:
                 raise DataError(
-                    f"{printable(str(path))} is not a JSON list of tag names ({printable(str(error), 100)}); correct it."
+                    f"{printable(str(path))} is not a JSON list of tag names ({printable(str(error), 100)}); "
+                    "correct it."
                 ) from error
             if len(names) < 2 or len(set(names)) < len(names):
                 raise DataError(f"{printable(str(path))} must list two different tag names or more; correct it.")
@@ -99,7 +100,7 @@ def _tags(task: Task, data_dir: Path | None) -> tuple[str, ...]:
             found.update(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else None
     if len(found) < 2:
         raise DataError(
-            f"Task {task.name!r} says nowhere what its tags are called; put a {LABELS_FILE} with their names in integer "
-            "order beside the rows, or list them with `labels` in task.toml."
+            f"Task {task.name!r} says nowhere what its tags are called; put a {LABELS_FILE} with their names in "
+            "integer order beside the rows, or list them with `labels` in task.toml."
         )
     return tuple(sorted(found, key=lambda tag: (tag != "O", tag)))

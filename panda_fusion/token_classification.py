@@ -139,9 +139,7 @@ def outside_tag(labels: Sequence[str]) -> int:
     return labels.index(OUTSIDE) if OUTSIDE in labels else 0
 
 
-def score_tags(
-    metric: str, labels: Sequence[str], data: EncodedSet, logits: NDArray[np.float32]
-) -> dict[str, float]:
+def score_tags(metric: str, labels: Sequence[str], data: EncodedSet, logits: NDArray[np.float32]) -> dict[str, float]:
     """Entity-level micro F1, precision and recall by nervaluate, or accuracy over all words.
 
     An entity counts where type, start and end are right. A tag I-X that follows no X begins an entity, as the CoNLL
@@ -157,7 +155,9 @@ def score_tags(
     assert reference.tags is not None
     found = predicted_tags(data, logits, outside_tag(labels))
     if metric == "accuracy":
-        pairs = [(a, b) for row, gold in zip(found, reference.tags, strict=True) for a, b in zip(row, gold, strict=True)]
+        pairs = [
+            (a, b) for row, gold in zip(found, reference.tags, strict=True) for a, b in zip(row, gold, strict=True)
+        ]
         return {"accuracy": sum(a == b for a, b in pairs) / len(pairs)}
     names = [_well_formed([labels[tag] for tag in row], reference.predicates) for row in found]
     truth = [_well_formed([labels[tag] for tag in row], reference.predicates) for row in reference.tags]

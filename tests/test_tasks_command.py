@@ -140,7 +140,7 @@ def test_show_bad_row_and_unknown_task(tmp_path: Path, capsys: pytest.CaptureFix
     code, _, err = run(capsys, "show", "mnlii")
     assert (code, err) == (
         1,
-        "Error: Unknown task 'mnlii' (nearest: mnli, qnli); `panda-fusion tasks` lists them all.\n",
+        "Error: Unknown task 'mnlii' (nearest: mnli, qnli, multirc); `panda-fusion tasks` lists them all.\n",
     )
 
 

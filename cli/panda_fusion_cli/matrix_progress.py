@@ -92,7 +92,9 @@ class MatrixProgress:
         if self._output.quiet or (waiting and self._said_waiting):
             return
         self._said_waiting = waiting
-        left = f", about {(len(self._cells) - done) / rate:.0f} min left" if rate > 0 and done < len(self._cells) else ""
+        left = (
+            f", about {(len(self._cells) - done) / rate:.0f} min left" if rate > 0 and done < len(self._cells) else ""
+        )
         broken = f", {failed} failed" if failed else ""
         print(
             f"[{done}/{len(self._cells)} cells{broken}, {rate:.1f}/min{left}] {printable(what)}",

@@ -23,8 +23,8 @@ PROBE_STEPS = 3
 def pack_size(backbone: Backbone, cells: tuple[Cell, ...]) -> int:
     """Prompts that can be trained side by side in half of the memory that is free.
 
-    A layer keeps about 34 hidden-sized values per token for its backward pass, and two matrices of attention weights per
-    head (Korthikanti et al. count 34 bytes and 5 per head at two bytes a value); longest texts are assumed.
+    A layer keeps about 17 hidden-sized values per token for its backward pass, and two and a half matrices of attention
+    weights per head (Korthikanti et al. count 34 bytes and 5 at two bytes a value); longest texts are assumed.
 
     Args:
         backbone: the frozen backbone, already loaded.
@@ -67,9 +67,7 @@ def rows_per_second(backbone: Backbone, encoded: EncodedTask, cell: Cell) -> flo
 
 
 def seconds(plan: Plan, rate: float) -> float:
-    """A rough time for a plan: training rows at `rate` rows a second, and a third of that for rows that pass forward only
-    (teachers; evaluations are not counted)."""
-    forward = sum(
-        len(cell.sources) * plan.rows[cell.target] for cell in plan.cells if cell.system == "panda"
-    )
+    """A rough time for a plan: training rows at `rate` rows a second, and a third of that for rows that pass forward
+    only (teachers; evaluations are not counted)."""
+    forward = sum(len(cell.sources) * plan.rows[cell.target] for cell in plan.cells if cell.system == "panda")
     return (sum(plan.training_rows(cell) for cell in plan.cells) + forward / 3) / rate

@@ -20,8 +20,8 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class TaskSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How prompts are trained; None: not said here. Every setting may be said for all tasks, for one, for source prompts
-    and for model tuning.
+    """How prompts are trained; None: not said here. Every setting may be said for all tasks, for one, for source
+    prompts and for model tuning.
 
     Attributes:
         lr: peak learning rate, or several to sweep.

@@ -67,8 +67,8 @@ def open_folder(folder: Path, recipe: Recipe, pack_size: int) -> State:
             state = msgspec.json.decode(path.read_bytes(), type=State)
         except msgspec.MsgspecError as error:
             raise RecipeError(
-                f"{printable(str(path))} is damaged ({printable(str(error), 100)}); use another --out folder, or remove "
-                "this file if the folder's records belong to this recipe."
+                f"{printable(str(path))} is damaged ({printable(str(error), 100)}); use another --out folder, or "
+                "remove this file if the folder's records belong to this recipe."
             ) from error
     if state.recipe != own:
         raise RecipeError(

@@ -113,9 +113,7 @@ def _run(cells: Sequence[Cell], workshop: Workshop, pack: Pack) -> list[CellReco
     return [record for cell in cells for record in _run([cell], workshop, pack)]
 
 
-def _without_sources(
-    cells: Sequence[Cell], failed: set[str], workshop: Workshop, pack: Pack
-) -> list[CellRecord]:
+def _without_sources(cells: Sequence[Cell], failed: set[str], workshop: Workshop, pack: Pack) -> list[CellRecord]:
     """Failed records of the cells that need a failed one."""
     records = []
     for cell in cells:

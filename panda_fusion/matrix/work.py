@@ -53,9 +53,7 @@ def open_worker_backbone(job: WorkerJob) -> Backbone:
     return load_backbone(job.plan.recipe.model or "", device=device, dtype=dtype)
 
 
-def work(
-    job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Progress], None] = lambda _: None
-) -> None:
+def work(job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Progress], None] = lambda _: None) -> None:
     """Work until every pack of the matrix is done; the body of an executor's job."""
     recipe = job.plan.recipe
     cells = list(job.plan.cells)

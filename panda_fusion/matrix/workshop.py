@@ -333,7 +333,16 @@ def _methods(cell: Cell) -> tuple[DistillationMethods, Similarity]:
 
 def _signal_key(cell: Cell) -> tuple[object, ...]:
     """What decides the teachers' signal; lambda is not part of it."""
-    return (cell.sources, cell.needs, cell.teacher, cell.fusion, cell.kd, cell.similarity, cell.seed, cell.learning_rate)
+    return (
+        cell.sources,
+        cell.needs,
+        cell.teacher,
+        cell.fusion,
+        cell.kd,
+        cell.similarity,
+        cell.seed,
+        cell.learning_rate,
+    )
 
 
 def _with(record: CellRecord, **values: object) -> CellRecord:

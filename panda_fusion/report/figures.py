@@ -101,7 +101,12 @@ def heatmap(results: Results, metric: str, metrics: list[str]) -> Figure | None:
         for x, value in enumerate(row):
             light = value is not None and high > low and (value - low) / (high - low) > 0.55
             axes.text(
-                x, y, "–" if value is None else f"{value:.2f}", ha="center", va="center", color="black" if light else "white"
+                x,
+                y,
+                "–" if value is None else f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="black" if light else "white",
             )
     drawing.colorbar(image, ax=axes, fraction=0.05)
     name = short(metric, list(metrics))
@@ -136,7 +141,8 @@ def scatter(results: Results, metric: str, metrics: list[str]) -> Figure | None:
         if points:
             drawn += 1
             marker = "osD^v<>PX*"[number % 10]
-            axes.scatter(*zip(*points, strict=True), s=18, marker=marker, label=target, alpha=0.8)
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=18, marker=marker, label=target, alpha=0.8)
     if not drawn:
         return None
     axes.axhline(0, color="#8892a6", linewidth=0.8)

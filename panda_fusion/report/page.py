@@ -35,7 +35,9 @@ def page(results: Results, tables: Sequence[Table], figures: Sequence[Figure], e
     """
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["anchors"] = _anchors
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -68,8 +70,10 @@ def headlines(results: Results, expected: int | None) -> list[Headline]:
             pairs.append((record.best, other))
     change = difference(pairs)
     if change is not None:
-        interval = "" if change.low is None or change.high is None else (
-            f"95 % t interval {100 * change.low:+.1f} to {100 * change.high:+.1f}, {change.count} pairs"
+        interval = (
+            ""
+            if change.low is None or change.high is None
+            else (f"95 % t interval {100 * change.low:+.1f} to {100 * change.high:+.1f}, {change.count} pairs")
         )
         found.append(Headline("PanDa against vanilla", f"{100 * change.mean:+.1f}", interval))
     if not change:
@@ -95,4 +99,3 @@ def _number_groups(tables: Sequence[Table]) -> dict[str, tuple[str, ...]]:
                 if len(number.cells) > 1:
                     groups[_anchors(number.cells)] = number.cells
     return groups
-

@@ -52,7 +52,8 @@ def load_results(folder: Path) -> Results:
     records = read_records(folder)
     if not records.done and not records.failed:
         raise RecipeError(
-            f"Folder {printable(str(folder))} holds no records ({FILE}); name the --out folder of `panda-fusion matrix`."
+            f"Folder {printable(str(folder))} holds no records ({FILE}); name the --out folder of `panda-fusion "
+            "matrix`."
         )
     return Results(
         done=tuple(sorted(records.done.values(), key=_order)),

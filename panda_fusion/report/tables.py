@@ -171,14 +171,17 @@ def transfer_table(results: Results, method: str) -> Table | None:
         singles = [r for r in transfers if len(r.sources) == 1 and _variant(r, transfers) == variant]
         add(("ORACLE", variant), _oracle(singles, targets), group=variant == variants[0])
         for metric in _metrics(results):
-            add((f"best of top {TOP} by {short(metric, list(_metrics(results)))}", variant), _top(results, singles, metric))
+            add(
+                (f"best of top {TOP} by {short(metric, list(_metrics(results)))}", variant),
+                _top(results, singles, metric),
+            )
     return Table(
         name=f"transfer-{_file(short(method, list(_methods(results))))}",
         title=f"Transfer with {short(method, list(_methods(results)))}",
-        note="Best scores on the validation set, times 100: mean ± sample standard deviation over seeds. The change is that "
-        "of the average against vanilla transfer from the same source. ORACLE takes the best source for each target, the "
-        f"rows below it the best of the {TOP} sources that a similarity metric ranks first. (Paper: Table II, III, XIII to "
-        "XVI.)",
+        note="Best scores on the validation set, times 100: mean ± sample standard deviation over seeds. The change is "
+        "that of the average against vanilla transfer from the same source. ORACLE takes the best source for each "
+        f"target, the rows below it the best of the {TOP} sources that a similarity metric ranks first. (Paper: Table "
+        "II, III, XIII to XVI.)",
         label_columns=("source", "system"),
         columns=(*targets, "average", "change"),
         rows=_with_best(rows),
@@ -282,13 +285,22 @@ def claims_table(results: Results) -> Table | None:
         values = {r.cell: r.similarities[0] for r, _ in pairs if r.similarities}
         if len(set(values.values())) > 3:
             middle = sorted(values.values())[len(values) // 2]
-            add(f"{variant} against vanilla, less similar half", [p for p in pairs if values.get(p[0].cell, 0) < middle])
-            add(f"{variant} against vanilla, more similar half", [p for p in pairs if values.get(p[0].cell, 0) >= middle])
+            add(
+                f"{variant} against vanilla, less similar half", [p for p in pairs if values.get(p[0].cell, 0) < middle]
+            )
+            add(
+                f"{variant} against vanilla, more similar half",
+                [p for p in pairs if values.get(p[0].cell, 0) >= middle],
+            )
     for variant in sorted({_variant(r, panda) for r in panda}):
         own = [r for r in panda if _variant(r, panda) == variant]
         add(
             f"{variant} against prompt tuning",
-            [(r, scratch[k]) for r in own if (k := (r.method, r.target, r.seed, r.learning_rate, r.samples)) in scratch],
+            [
+                (r, scratch[k])
+                for r in own
+                if (k := (r.method, r.target, r.seed, r.learning_rate, r.samples)) in scratch
+            ],
         )
     add(
         "vanilla transfer against prompt tuning",
@@ -303,8 +315,8 @@ def claims_table(results: Results) -> Table | None:
     return Table(
         name="differences",
         title="Differences between systems",
-        note="Mean difference of best scores, times 100, over pairs of the same target, source and seed, with a 95 % t interval. "
-        "Pairs of one target share data, so the interval speaks of these tasks and not of tasks at large.",
+        note="Mean difference of best scores, times 100, over pairs of the same target, source and seed, with a 95 % t "
+        "interval. Pairs of one target share data, so the interval speaks of these tasks and not of tasks at large.",
         label_columns=("comparison",),
         columns=("difference", "95 % interval", "pairs"),
         rows=tuple(rows),
@@ -340,7 +352,8 @@ def axis_table(results: Results, name: str, title: str, paper: str) -> Table | N
     return Table(
         name=f"by-{_file(name.strip('_').replace('_', '-'))}",
         title=title,
-        note="PanDa's best scores, times 100: mean ± sample standard deviation over sources, seeds and all else. " + paper,
+        note="PanDa's best scores, times 100: mean ± sample standard deviation over sources, seeds and all else. "
+        + paper,
         label_columns=(title.lower(),),
         columns=(*results.targets, "average"),
         rows=_with_best(rows),
@@ -380,8 +393,8 @@ def correlation_table(results: Results) -> Table | None:
     return Table(
         name="similarity-against-transfer",
         title="Similarity against transfer",
-        note="Spearman's rank correlation, over sources, of the similarity with the score of vanilla transfer after its first "
-        "epoch: mean ± sample standard deviation over seeds. (Paper: Figure 5.)",
+        note="Spearman's rank correlation, over sources, of the similarity with the score of vanilla transfer after "
+        "its first epoch: mean ± sample standard deviation over seeds. (Paper: Figure 5.)",
         label_columns=("similarity",),
         columns=(*results.targets, "average"),
         rows=_with_best(rows),
@@ -409,8 +422,8 @@ def type_table(results: Results) -> Table | None:
     return Table(
         name="same-and-different-types",
         title="Similarity within and between task types",
-        note="Mean ± sample standard deviation over pairs of tasks and seeds. A good metric is higher within a type. (Paper: "
-        "Table X.)",
+        note="Mean ± sample standard deviation over pairs of tasks and seeds. A good metric is higher within a type. "
+        "(Paper: Table X.)",
         label_columns=("similarity",),
         columns=("same type", "different types"),
         rows=tuple(rows),
@@ -444,8 +457,9 @@ def cost_table(results: Results) -> Table | None:
     return Table(
         name="cost",
         title="Parameters and time",
-        note="Trainable numbers of a prompt, head included (the largest of all targets); seconds of training and of making and "
-        f"running teachers, a cell's share of its pack ({devices}): mean ± sample standard deviation. (Paper: Table XII.)",
+        note="Trainable numbers of a prompt, head included (the largest of all targets); seconds of training and of "
+        f"making and running teachers, a cell's share of its pack ({devices}): mean ± sample standard deviation. "
+        "(Paper: Table XII.)",
         label_columns=("system", "method"),
         columns=("parameters", "training, s", "teachers, s", "cells"),
         rows=tuple(rows),

@@ -63,10 +63,10 @@ def _side_by_side(function: Callable[[Any], Any], jobs: list[Any], most: int) ->
                 process.start()
                 sender.close()
                 running[receiver] = (job, process)
-            for receiver in connection.wait(list(running)):
-                job, process = running.pop(receiver)
+            for ready in connection.wait(list(running)):
+                job, process = running.pop(ready)
                 try:
-                    result = receiver.recv()  # type: ignore[union-attr]
+                    result = ready.recv()  # type: ignore[union-attr, call-arg]
                 except EOFError:
                     process.join()
                     result = RuntimeError(

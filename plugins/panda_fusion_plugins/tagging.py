@@ -50,7 +50,9 @@ TASKS = (
     _tagging("wnut17", "New and rare entities. (WNUT 2017; with --data)"),
     _tagging("conll05", "Roles of a predicate. (CoNLL 2005; with --data)", ROLES, "srl_tags"),
     _tagging("conll12", "Roles of a predicate. (CoNLL 2012; with --data)", ROLES, "srl_tags"),
-    _tagging("propbank_ewt_srl", "Roles of a predicate. (PropBank, English Web Treebank; with --data)", ROLES, "srl_tags"),
+    _tagging(
+        "propbank_ewt_srl", "Roles of a predicate. (PropBank, English Web Treebank; with --data)", ROLES, "srl_tags"
+    ),
     _tagging(
         "ud_ewt_pos",
         "Parts of speech. (Universal Dependencies, English Web Treebank; with --data)",

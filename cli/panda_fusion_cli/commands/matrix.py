@@ -26,7 +26,9 @@ MATRIX = "Matrix"
 
 @click.command("matrix", cls=SectionCommand, examples=EXAMPLES)
 @click.argument("recipe_path", metavar="RECIPE", type=FILE)
-@option(OUTPUT, "--out", metavar="DIR", type=FILE, required=True, help="The folder of results; made, or taken up again.")
+@option(
+    OUTPUT, "--out", metavar="DIR", type=FILE, required=True, help="The folder of results; made, or taken up again."
+)
 @option(MATRIX, "--model", metavar="MODEL", help="Stands in for the recipe's `model`.")
 @option(MATRIX, "--data", "data_dir", metavar="DIR", type=FILE, help="Stands in for the recipe's `data`.")
 @option(MATRIX, "--dry-run", is_flag=True, help="Show the plan and what it costs, and run nothing.")
@@ -96,7 +98,8 @@ def command(
     if before.damaged:
         lines = ", ".join(map(str, before.damaged[:10]))
         output.warn(
-            f"{len(before.damaged)} lines of {out / 'records.jsonl'} are no records (line {lines}); their cells run again."
+            f"{len(before.damaged)} lines of {out / 'records.jsonl'} are no records (line {lines}); "
+            "their cells run again."
         )
     with matrix_progress(output, plan, before) as progress:
         if chosen.workers() == 1:
@@ -178,7 +181,9 @@ def _show_plan(output: Output, plan: Plan, pack_size: int | None, device: Any, p
     output.line(f"{len(packs)} packs of at most {size} prompts")
     output.line(f"{rows} rows forward and backward, {plan.teacher_passes()} passes of teachers over a training set")
     if seconds is not None and rate is not None:
-        output.line(f"about {_duration(seconds)}, from {rate:.0f} rows a second in a short probe; evaluations come on top")
+        output.line(
+            f"about {_duration(seconds)}, from {rate:.0f} rows a second in a short probe; evaluations come on top"
+        )
     output.result(
         {
             "cells": len(plan.cells),

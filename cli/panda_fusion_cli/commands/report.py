@@ -21,14 +21,20 @@ EXAMPLES = (
 @option(OUTPUT, "--out", metavar="FOLDER", type=FILE, show_default="DIR/report", help="Where the report is written.")
 @output_options
 def command(output: Output, folder: Path, out: Path | None) -> None:
-    """Write a report on the matrix in DIR, finished or not: a page that needs nothing else, Markdown, CSV, LaTeX, pictures."""
+    """Write a report on the matrix in DIR, finished or not.
+
+    It is a page that needs nothing else, and the same as Markdown; every table also as CSV and LaTeX, every figure as
+    SVG and PNG.
+    """
     from panda_fusion.report.results import load_results
     from panda_fusion.report.write import write_report
 
     results = load_results(folder)
     if results.damaged:
         lines = ", ".join(map(str, results.damaged[:10]))
-        output.warn(f"{len(results.damaged)} lines of {folder / 'records.jsonl'} are no records and left out (line {lines}).")
+        output.warn(
+            f"{len(results.damaged)} lines of {folder / 'records.jsonl'} are no records and left out (line {lines})."
+        )
     target = folder / "report" if out is None else out
     tables = write_report(results, target)
     output.line(f"{len(results.done)} cells, {len(results.failed)} failed: {target / 'index.html'}")
