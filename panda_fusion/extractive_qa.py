@@ -169,7 +169,8 @@ def predicted_answers(data: EncodedSet, logits: NDArray[np.float32]) -> list[str
         if sums[first, last] > best[question]:
             best[question] = sums[first, last]
             begin, stop = reference.offsets[window, tokens[first], 0], reference.offsets[window, tokens[last], 1]
-            answers[question] = reference.contexts[question][begin:stop]
+            # Byte-level tokenizers count the blank in front of a word to it.
+            answers[question] = reference.contexts[question][begin:stop].strip()
     if not reference.no_answer:
         return answers
     return ["" if nothing[q] > best[q] else answers[q] for q in range(count)]

@@ -315,7 +315,8 @@ def test_flipped_bits_give_an_error_or_a_sound_prompt(path: Path) -> None:
         else:
             sound += 1
             assert isinstance(prompt, Prompt)
-            assert prompt.head["classifier.weight"].shape == (len(prompt.task.labels), 16)
+            # A parameter of another name is found out where the prompt meets its backbone (`check_head`).
+            assert (len(prompt.task.labels), 16) in {tuple(tensor.shape) for tensor in prompt.head.values()}
             assert all(bool(torch.isfinite(t).all()) for t in [*prompt.tensors.values(), *prompt.head.values()])
     # Both must occur, or the test would show nothing: a flipped bit in a text value leaves a sound prompt.
     assert len(messages) > 100

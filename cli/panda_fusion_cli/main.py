@@ -32,7 +32,7 @@ COMMANDS = {
         "evaluate": "Score a prompt on a task's validation set.",
         "predict": "Predict the labels of rows with a prompt.",
         "matrix": "Run sources x targets x methods x seeds from a recipe.",
-        "report": "Tables and figures of a matrix, as a page, Markdown, CSV and LaTeX.",
+        "report": "Make tables and figures of a matrix.",
         "prompt": "Show, verify, export and import prompt files.",
         "tasks": "List the tasks, or show one.",
         "plugins": "List, show and check plugins and their methods.",

@@ -144,6 +144,12 @@ probe_options = stacked(_SEED, _BATCH_SIZE, _LEARNING_RATE)
 training_options = stacked(
     option(
         TRAINING,
+        "--preset",
+        type=click.Choice(["paper"]),
+        help="Learning rate, batch size and epochs of the task from the paper's Table I, where they are not given.",
+    ),
+    option(
+        TRAINING,
         "--epochs",
         metavar="N",
         type=click.IntRange(min=1),
@@ -236,6 +242,25 @@ similarity_options = stacked(similarity_option, target_prompt_option, probe_step
 out_option = option(
     OUTPUT, "--out", metavar="FILE", type=FILE, required=True, help="The prompt file to write (.safetensors)."
 )
+
+
+def with_preset(options: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """The options with what `--preset` says of the task, where the user has given nothing.
+
+    Raises:
+        DataError: the paper has no settings for this task.
+    """
+    if options.get("preset") is None:
+        return options
+    from click.core import ParameterSource
+
+    from panda_fusion.paper_presets import preset
+
+    chosen = preset(task)
+    context = click.get_current_context()
+    values = {"lr": chosen.learning_rate, "batch_size": chosen.batch_size, "epochs": chosen.epochs}
+    said = {name for name in values if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    return {**options, **{name: value for name, value in values.items() if name not in said}}
 
 
 def run_settings(options: Mapping[str, Any]) -> RunSettings:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "panda-fusion matrix recipes/tiny.toml --out results",
     "panda-fusion matrix recipes/tiny.toml --out results --dry-run",
-    "panda-fusion matrix recipes/small/study.toml --model MODEL --data DATA --out study --executor local:processes=2",
+    "panda-fusion matrix recipes/small/study.toml --model MODEL --data DATA --out study",
 )
 MATRIX = "Matrix"
 

@@ -68,7 +68,7 @@ def command(
     started = time.perf_counter()
     from panda_fusion.model_name import check_model_name
     from panda_fusion.plugin_manager import peft_methods
-    from panda_fusion_cli.run_options import check_output, check_prompt_file, open_task
+    from panda_fusion_cli.run_options import check_output, check_prompt_file, open_task, with_preset
 
     peft = peft_methods().create(method or "prefix")
     check_output(out, {"prompt of --init": init})
@@ -77,6 +77,7 @@ def command(
         described = check_prompt_file(init)
         peft = peft if method else peft_methods().create(described.method)
     data = open_task(task_name, data_dir)
+    options = dict(with_preset(options, data.task.name))
 
     from panda_fusion.prompt import Lineage
     from panda_fusion.prompt_file import load_prompt, save_prompt, shape_of

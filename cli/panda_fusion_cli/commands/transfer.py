@@ -119,7 +119,13 @@ def command(
     from panda_fusion import plugin_manager as plugins
     from panda_fusion.model_name import check_model_name
     from panda_fusion.prompt_match import check_one_method
-    from panda_fusion_cli.run_options import check_output, check_prompt_file, check_target_prompt, open_task
+    from panda_fusion_cli.run_options import (
+        check_output,
+        check_prompt_file,
+        check_target_prompt,
+        open_task,
+        with_preset,
+    )
 
     metric = plugins.similarities().create(similarity)
     teaching = plugins.teachers().create(teacher)
@@ -132,6 +138,7 @@ def command(
     described = [(str(path), check_prompt_file(path)) for path in source_paths]
     check_one_method([(path, metadata.method) for path, metadata in described])
     data = open_task(task_name, data_dir)
+    options = dict(with_preset(options, data.task.name))
     loss.check_kind(data.task.kind)
     check_target_prompt(target_prompt, data.task)
 
