@@ -146,6 +146,7 @@ training_options = stacked(
         TRAINING,
         "--preset",
         type=click.Choice(["paper"]),
+        show_default="none",
         help="Learning rate, batch size and epochs of the task from the paper's Table I, where they are not given.",
     ),
     option(
