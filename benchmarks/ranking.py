@@ -30,7 +30,6 @@ from transformers.utils import logging as transformers_logging
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.dataset import EncodedSet, gather, length_sorted_chunks
 from panda_fusion.device import choose_device, choose_precision, precision_name
-from panda_fusion.embedding_cache import EmbeddingCache
 from panda_fusion.encoded_task import EncodedTask
 from panda_fusion.inference import pooled_vectors
 from panda_fusion.plugin_manager import peft_methods, similarities
@@ -40,6 +39,7 @@ from panda_fusion.rows import load_task_data
 from panda_fusion.run import RunSettings, prepare, task_info
 from panda_fusion.students import new_students
 from panda_fusion.task_source import resolve_task
+from panda_fusion.tensor_cache import TensorCache
 from panda_fusion.trainer import TrainSettings
 
 BATCH = 32
@@ -126,7 +126,7 @@ def main() -> None:
         for _ in range(given.prompts):
             pooled_vectors(backbone, encoded.samples)
 
-    def rank(spec: str, cache: EmbeddingCache | None = None) -> None:
+    def rank(spec: str, cache: TensorCache | None = None) -> None:
         score_sources(backbone, similarities().create(spec), sources, target, encoded, cache)
 
     def by_transformers() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
             alone()
 
     with tempfile.TemporaryDirectory() as folder:
-        kept = EmbeddingCache(Path(folder))
+        kept = TensorCache(Path(folder))
         rank("panda:samples=target", kept)
         contenders: dict[str, Callable[[], None]] = {
             "plain passes, transformers": by_transformers,

@@ -22,6 +22,7 @@ from panda_fusion.inference import head_features, head_features_shape, pooled_ve
 from panda_fusion.readout import masked
 from panda_fusion.students import heads_for
 from panda_fusion.teacher import TeacherContext, TeacherPrompts
+from panda_fusion.tensor_cache import TEACHER_OUTPUTS, cache_key, digest_samples, digest_tensors
 from panda_fusion.trainer import Distillation, Student, TrainedPack, TrainSettings, train_pack
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from panda_fusion.prompt import Prompt
     from panda_fusion.task import Task
     from panda_fusion.teacher import Teacher
+    from panda_fusion.tensor_cache import TensorCache
 
 
 FEATURE_BYTES = 2**30
@@ -63,7 +65,7 @@ class TeacherSignal:
 
     Attributes:
         distillation: for the students.
-        forward_passes: passes over the training set for the teachers' predictions.
+        forward_passes: passes over the training set for the teachers' predictions; 0 where the cache had them.
         build_seconds: wall-clock seconds of making the teachers (short training, fitting of heads).
         forward_seconds: wall-clock seconds of their passes over the training set.
     """
@@ -96,6 +98,7 @@ def teacher_signal(
     settings: TrainSettings,
     learning_rate: float | None,
     seed: int,
+    cache: TensorCache | None = None,
 ) -> TeacherSignal:
     """Build the teachers, run each once over the training set, and fuse.
 
@@ -110,6 +113,7 @@ def teacher_signal(
         settings: the run's settings, for teachers that train.
         learning_rate: likewise; None: that of the method that is trained.
         seed: likewise.
+        cache: where to look for the teachers' predictions and keep them; None: nowhere.
     """
     check_methods(methods, len(sources), task.kind)
     started = time.perf_counter()
@@ -130,7 +134,14 @@ def teacher_signal(
         fused = methods.fusion.fuse(prompts.tensors, weights)
         prompts = TeacherPrompts(prompts.method, {name: t.unsqueeze(0) for name, t in fused.items()})
     built = time.perf_counter() - started
-    logits, forward_seconds, head_seconds = _teacher_logits(backbone, task, train, prompts, seed)
+    key = "" if cache is None else _outputs_key(backbone, task, train, prompts, seed)
+    logits = None if cache is None else cache.get(key)
+    forward_passes, forward_seconds, head_seconds = 0, 0.0, 0.0
+    if logits is None:
+        logits, forward_seconds, head_seconds = _teacher_logits(backbone, task, train, prompts, seed)
+        forward_passes = logits.shape[0]
+        if cache is not None:
+            cache.put({key: logits})
     targets = methods.kd.targets(logits, task.kind)
     if isinstance(methods.fusion, PredictionFusion):
         view = None
@@ -143,9 +154,27 @@ def teacher_signal(
     scale = methods.fusion.kd_scale(similarities)
     return TeacherSignal(
         distillation=Distillation(methods.kd, fused_targets, methods.lambda_ * scale),
-        forward_passes=logits.shape[0],
+        forward_passes=forward_passes,
         build_seconds=built + head_seconds,
         forward_seconds=forward_seconds,
+    )
+
+
+def _outputs_key(backbone: Backbone, task: Task, train: EncodedSet, prompts: TeacherPrompts, seed: int) -> str:
+    """Name of the teachers' predictions in the cache: of the whole pack, since it is one pass."""
+    data = {
+        name: tensor
+        for name in ("labels", "words", "answerable")
+        if (tensor := getattr(train, name)) is not None  # a head may be fitted on them
+    }
+    head = {} if prompts.head is None else {f"head.{name}": tensor for name, tensor in prompts.head.items()}
+    fitted = f"fitted with seed {seed}" if prompts.head is None else "given"
+    return cache_key(
+        TEACHER_OUTPUTS,
+        backbone,
+        digest_tensors(f"{prompts.method.spec};head {fitted}", {**prompts.tensors, **head}),
+        digest_samples(train),
+        digest_tensors(f"{task.kind};{task.outputs}", data),
     )
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from panda_fusion.embedding_cache import digest_prompt, digest_samples, embedding_key
 from panda_fusion.encoded_task import SAMPLE_SEED
 from panda_fusion.encoding import encode_split, samples_of
 from panda_fusion.inference import pooled_vectors
@@ -16,13 +15,14 @@ from panda_fusion.plugin_manager import peft_methods
 from panda_fusion.prompt_packs import prompt_packs
 from panda_fusion.subsets import balanced_sample
 from panda_fusion.task_embedding import SAMPLES, task_embeddings
+from panda_fusion.tensor_cache import EMBEDDINGS, cache_key, digest_prompt, digest_samples
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.dataset import EncodedSet
-    from panda_fusion.embedding_cache import EmbeddingCache
     from panda_fusion.prompt import Prompt
     from panda_fusion.rows import Split
+    from panda_fusion.tensor_cache import TensorCache
 
 
 def with_task_embedding(
@@ -48,7 +48,7 @@ def with_task_embedding(
 
 
 def embeddings_on(
-    prompts: Sequence[Prompt], backbone: Backbone, samples: EncodedSet, cache: EmbeddingCache | None = None
+    prompts: Sequence[Prompt], backbone: Backbone, samples: EncodedSet, cache: TensorCache | None = None
 ) -> torch.Tensor:
     """What each prompt's task embedding would be on given samples (PanDa III-C1).
 
@@ -72,7 +72,7 @@ def embeddings_on(
     found: dict[int, torch.Tensor] = {}
     if cache is not None:
         digest = digest_samples(samples)
-        keys = [embedding_key(backbone, digest_prompt(prompt), digest) for prompt in prompts]
+        keys = [cache_key(EMBEDDINGS, backbone, digest_prompt(prompt), digest) for prompt in prompts]
         entries = {place: cache.get(key) for place, key in enumerate(keys)}
         found = {
             place: entry

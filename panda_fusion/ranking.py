@@ -15,11 +15,11 @@ from panda_fusion.trainer import train_pack
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
-    from panda_fusion.embedding_cache import EmbeddingCache
     from panda_fusion.encoded_task import EncodedTask
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.prompt import Prompt
     from panda_fusion.similarity import Similarity
+    from panda_fusion.tensor_cache import TensorCache
 
 PROBE_STEPS = 200
 """Training steps of a probe unless the user says otherwise."""
@@ -114,7 +114,7 @@ def score_sources(
     sources: Sequence[Prompt],
     target: Prompt | None,
     encoded: EncodedTask,
-    cache: EmbeddingCache | None = None,
+    cache: TensorCache | None = None,
 ) -> list[float]:
     """Similarity of every source to the target, in the order given.
 

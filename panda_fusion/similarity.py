@@ -12,8 +12,8 @@ from panda_fusion.method import Method
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.dataset import EncodedSet
-    from panda_fusion.embedding_cache import EmbeddingCache
     from panda_fusion.prompt import Prompt
+    from panda_fusion.tensor_cache import TensorCache
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SimilarityContext:
 
     backbone: Backbone
     samples: EncodedSet
-    cache: EmbeddingCache | None = None
+    cache: TensorCache | None = None
 
 
 class Similarity(Method):

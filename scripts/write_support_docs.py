@@ -299,7 +299,7 @@ NOTES = """\
 
 ## Gradient checkpointing
 
-`load_backbone(..., gradient_checkpointing=True)` (or the attribute of the same name) makes the backward pass compute
+`--gradient-checkpointing` (`load_backbone(..., gradient_checkpointing=True)`) makes the backward pass compute
 layers again instead of keeping what is inside of them. It works for all architectures and methods of the first
 table: the injection is entered again where the layer stood, with the dropout of the forward pass. Values and
 gradients are equal to 1e-6 with and without it (`tests/test_gradient_checkpointing.py`). transformers' own switch

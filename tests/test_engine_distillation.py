@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,7 @@ from panda_fusion.run import task_info
 from panda_fusion.students import new_students
 from panda_fusion.task import Task
 from panda_fusion.teacher import TeacherContext
+from panda_fusion.tensor_cache import TensorCache
 from panda_fusion.trainer import Student, TrainSettings, train_pack
 
 Tiny = Callable[[str], Backbone]
@@ -207,6 +209,7 @@ def signal_for(
     settings: TrainSettings = SETTINGS,
     data: EncodedSet | None = None,
     spec: str = "prefix:length=4",
+    cache: TensorCache | None = None,
 ) -> TeacherSignal:
     methods = DistillationMethods(teachers().create(teacher), fusions().create(fusion), loss_of(kd), 0.05)
     return teacher_signal(
@@ -220,6 +223,7 @@ def signal_for(
         settings,
         RATE,
         SEED,
+        cache,
     )
 
 
@@ -403,6 +407,33 @@ def test_target_like_trains_one_epoch_or_a_thousand_steps(
     assert max_steps is None or epochs * per_epoch >= max_steps, "the epochs end before the steps do"
     for name, tensor in stacked_sources(tiny("bert"), 2).items():
         assert torch.equal(call["tensors"][name], tensor)
+
+
+def test_a_second_run_finds_the_teachers_predictions(tiny: Tiny, tmp_path: Path) -> None:
+    """Whatever is not part of the predictions may differ: fusion, KD loss, similarities. Anything else is computed."""
+    backbone = tiny("bert")
+    plain = signal_for(backbone, "source", "late")
+    first = signal_for(backbone, "source", "late", cache=TensorCache(tmp_path))
+    assert first.forward_passes == 2
+    with counted_rows(backbone) as rows:
+        again = signal_for(backbone, "source", "late", cache=TensorCache(tmp_path))
+        other = signal_for(backbone, "source", "late", kd="kl", similarities=(0.1, 0.9), cache=TensorCache(tmp_path))
+    assert (rows, again.forward_passes, other.forward_passes) == ([], 0, 0)
+    for made in (first, again):
+        assert torch.equal(made.distillation.targets, plain.distillation.targets)
+    without = signal_for(backbone, "source", "late", kd="kl", similarities=(0.1, 0.9))
+    assert torch.equal(other.distillation.targets, without.distillation.targets)
+    data = encoded(backbone, CLASSES, EXAMPLES)
+    assert data.labels is not None
+    changed = [
+        replace(data, labels=data.labels.flip(0)),  # a fitted head sees them
+        data.subset(range(EXAMPLES - 1)),
+        data.subset(range(EXAMPLES)[::-1]),
+    ]
+    for some in changed:
+        assert signal_for(backbone, "source", "late", data=some, cache=TensorCache(tmp_path)).forward_passes == 2
+    assert signal_for(backbone, "source", "early", cache=TensorCache(tmp_path)).forward_passes == 1
+    assert signal_for(tiny("roberta"), "source", "late", cache=TensorCache(tmp_path)).forward_passes == 2
 
 
 class InterruptAtSecondStep:

@@ -228,9 +228,7 @@ def test_a_folder_belongs_to_one_recipe(tmp_path: Path) -> None:
 def test_a_pack_is_claimed_once(tmp_path: Path) -> None:
     open_folder(tmp_path, read_recipe(recipe(tmp_path)), 1)
     with claim(tmp_path, "p") as first:
-        other = subprocess.run(
-            [sys.executable, "-c", CLAIM, str(tmp_path)], capture_output=True, text=True, check=True
-        )
+        other = subprocess.run([sys.executable, "-c", CLAIM, str(tmp_path)], capture_output=True, text=True, check=True)
     assert (first, other.stdout.strip()) == (True, "False")
     with claim(tmp_path, "p") as again:
         assert again

@@ -19,13 +19,6 @@ from transformers import AutoModel
 
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import EncodedSet, encode
-from panda_fusion.embedding_cache import (
-    EmbeddingCache,
-    digest_prompt,
-    digest_samples,
-    embedding_key,
-    user_cache,
-)
 from panda_fusion.encoded_task import EncodedTask
 from panda_fusion.errors import BackboneError, PromptFileError
 from panda_fusion.plugin_manager import similarities
@@ -37,6 +30,14 @@ from panda_fusion.rows import Split
 from panda_fusion.run import RunSettings, task_info
 from panda_fusion.students import new_students
 from panda_fusion.task_embedding import task_embeddings
+from panda_fusion.tensor_cache import (
+    EMBEDDINGS,
+    TensorCache,
+    cache_key,
+    digest_prompt,
+    digest_samples,
+    user_cache,
+)
 from panda_fusion.trainer import TrainSettings
 
 Folder = Callable[[str], Path]
@@ -199,10 +200,10 @@ def test_the_second_ranking_runs_no_pass(tiny: Tiny, tmp_path: Path) -> None:
     backbone, samples = tiny("bert"), samples_of(tiny("bert"))
     prompts = [prompt(backbone, seed) for seed in range(4)]
     fresh = embeddings_on(prompts, backbone, samples)
-    first = EmbeddingCache(tmp_path / "cache")
+    first = TensorCache(tmp_path / "cache")
     assert largest(embeddings_on(prompts[:3], backbone, samples, first), fresh[:3]) <= 1e-6
     assert (first.found, first.missed) == (0, 3)
-    second = EmbeddingCache(tmp_path / "cache")
+    second = TensorCache(tmp_path / "cache")
     with counted(backbone) as passes:
         kept = embeddings_on(prompts[:3], backbone, samples, second)
     assert (passes, second.found, second.missed) == ([], 3, 0)
@@ -217,7 +218,7 @@ def test_what_an_entry_depends_on(tiny: Tiny) -> None:
     backbone, samples, one = tiny("bert"), samples_of(tiny("bert")), prompt(tiny("bert"), 1)
 
     def key(own: Backbone = backbone, made: Prompt = one, data: EncodedSet = samples) -> str:
-        return embedding_key(own, digest_prompt(made), digest_samples(data))
+        return cache_key(EMBEDDINGS, own, digest_prompt(made), digest_samples(data))
 
     moved = {name: tensor.clone() for name, tensor in one.tensors.items()}
     moved["value"].view(-1)[-1] += 1e-6
@@ -259,18 +260,18 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", sorted(DAMAGE))
 def test_a_damaged_entry_is_computed_and_written_again(kind: str, tiny: Tiny, tmp_path: Path) -> None:
     backbone, samples, one = tiny("bert"), samples_of(tiny("bert")), prompt(tiny("bert"), 1)
-    first = embeddings_on([one], backbone, samples, EmbeddingCache(tmp_path))
+    first = embeddings_on([one], backbone, samples, TensorCache(tmp_path))
     (file,) = tmp_path.iterdir()
     sound = file.read_bytes()
     file.write_bytes(DAMAGE[kind](sound))
-    cache = EmbeddingCache(tmp_path)
+    cache = TensorCache(tmp_path)
     assert torch.equal(embeddings_on([one], backbone, samples, cache), first)
     assert (cache.found, cache.missed) == (0, 1)
     assert file.read_bytes() == sound
 
 
 def test_an_entry_under_another_name_does_not_count(tmp_path: Path) -> None:
-    cache = EmbeddingCache(tmp_path)
+    cache = TensorCache(tmp_path)
     cache.put({"a" * 64: torch.ones(3)})
     (tmp_path / f"{'a' * 64}.safetensors").rename(tmp_path / f"{'b' * 64}.safetensors")
     assert cache.get("b" * 64) is None
@@ -278,12 +279,12 @@ def test_an_entry_under_another_name_does_not_count(tmp_path: Path) -> None:
 
 def test_the_cache_is_bounded_and_keeps_what_was_read_last(tmp_path: Path) -> None:
     keys = [f"{number:064x}" for number in range(6)]
-    EmbeddingCache(tmp_path).put({key: torch.full((256,), float(number)) for number, key in enumerate(keys[:5])})
+    TensorCache(tmp_path).put({key: torch.full((256,), float(number)) for number, key in enumerate(keys[:5])})
     size = next(tmp_path.iterdir()).stat().st_size
     for age, key in enumerate(keys[:5]):
         os.utime(tmp_path / f"{key}.safetensors", (1_000_000 + age, 1_000_000 + age))
     (tmp_path / "notes.txt").write_text("not ours" * 1000)
-    cache = EmbeddingCache(tmp_path, limit=3 * size)
+    cache = TensorCache(tmp_path, limit=3 * size)
     assert cache.get(keys[0]) is not None
     cache.put({keys[5]: torch.full((256,), 5.0)})
     kept = {path.stem for path in tmp_path.glob("*.safetensors")}
@@ -297,7 +298,7 @@ def test_the_cache_is_bounded_and_keeps_what_was_read_last(tmp_path: Path) -> No
 def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_ranking(tiny: Tiny, tmp_path: Path) -> None:
     backbone, samples, one = tiny("bert"), samples_of(tiny("bert")), prompt(tiny("bert"), 1)
     (tmp_path / "file").write_text("in the way")
-    cache = EmbeddingCache(tmp_path / "file" / "folder")
+    cache = TensorCache(tmp_path / "file" / "folder")
     found = embeddings_on([one], backbone, samples, cache)
     assert torch.equal(found, embeddings_on([one], backbone, samples))
     assert (tmp_path / "file").read_text() == "in the way"
@@ -305,14 +306,14 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_ranking(tiny: T
 
 def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PANDA_FUSION_CACHE", str(tmp_path))
-    named = user_cache()
+    named = user_cache(EMBEDDINGS)
     assert named is not None
     assert named.folder.parent == tmp_path
     assert list(tmp_path.iterdir()) == []  # nothing is made before there is something to keep
     monkeypatch.setenv("PANDA_FUSION_CACHE", "")
-    assert user_cache() is None
+    assert user_cache(EMBEDDINGS) is None
     monkeypatch.delenv("PANDA_FUSION_CACHE")
-    own = user_cache()
+    own = user_cache(EMBEDDINGS)
     assert own is not None
     assert "panda-fusion" in own.folder.parts
     assert not own.folder.is_relative_to(Path.cwd())
@@ -359,7 +360,7 @@ def test_the_probe_stream_is_none_of_the_others() -> None:
 def test_importing_the_metrics_takes_no_torch() -> None:
     code = (
         "import sys, panda_fusion_plugins.on, panda_fusion_plugins.panda, panda_fusion_plugins.random\n"
-        "import panda_fusion.embedding_cache\n"
+        "import panda_fusion.tensor_cache\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'platformdirs')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

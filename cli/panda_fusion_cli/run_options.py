@@ -54,6 +54,12 @@ def max_length_option(section: str, default: int | None, shown: str | bool = Tru
     )
 
 
+checkpointing_option = option(
+    BACKBONE,
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Compute layers again in the backward pass: less memory, about a third more time.",
+)
 device_options = stacked(
     option(
         BACKBONE,
@@ -142,6 +148,7 @@ probe_options = stacked(_SEED, _BATCH_SIZE, _LEARNING_RATE)
 """What a probe can be told: `--seed`, `--batch-size` and `--lr`."""
 
 training_options = stacked(
+    checkpointing_option,
     option(
         TRAINING,
         "--preset",
@@ -235,7 +242,7 @@ cache_option = option(
     "Similarity",
     "--no-cache",
     is_flag=True,
-    help="Compute every task embedding anew, and keep none for the next time.",
+    help="Compute task embeddings and teachers' predictions anew, and keep none for the next time.",
 )
 similarity_options = stacked(similarity_option, target_prompt_option, probe_steps_option, cache_option)
 """`--similarity`, `--target-prompt`, `--probe-steps` and `--no-cache`."""
@@ -342,7 +349,9 @@ def trained_length(metadata: PromptMetadata) -> int:
     return length if type(length) is int and LENGTHS.min <= length <= LENGTHS.max else MAX_LENGTH  # type: ignore[operator]
 
 
-def open_backbone(model: str, device: DeviceName, precision: PrecisionName) -> Backbone:
+def open_backbone(
+    model: str, device: DeviceName, precision: PrecisionName, gradient_checkpointing: bool = False
+) -> Backbone:
     """Load the backbone that the options name."""
     from panda_fusion.device import choose_device, choose_precision
 
@@ -350,7 +359,7 @@ def open_backbone(model: str, device: DeviceName, precision: PrecisionName) -> B
     dtype = choose_precision(precision, chosen)
     from panda_fusion.backbone import load_backbone
 
-    return load_backbone(model, device=chosen, dtype=dtype)
+    return load_backbone(model, device=chosen, dtype=dtype, gradient_checkpointing=gradient_checkpointing)
 
 
 def open_task(task_name: str, data_dir: Path | None) -> TaskData:

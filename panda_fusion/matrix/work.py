@@ -28,6 +28,7 @@ class WorkerJob:
         device: as the user named it.
         precision: likewise.
         retry_failed: run failed cells again.
+        gradient_checkpointing: compute layers again in the backward pass.
         number: which worker, from 0.
         workers: how many there are; they spread over the GPUs, or share the cores.
     """
@@ -38,6 +39,7 @@ class WorkerJob:
     device: DeviceName
     precision: PrecisionName
     retry_failed: bool = False
+    gradient_checkpointing: bool = False
     number: int = 0
     workers: int = 1
 
@@ -50,7 +52,9 @@ def open_worker_backbone(job: WorkerJob) -> Backbone:
     elif job.workers > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.workers))
     dtype = choose_precision(job.precision, device)
-    return load_backbone(job.plan.recipe.model or "", device=device, dtype=dtype)
+    return load_backbone(
+        job.plan.recipe.model or "", device=device, dtype=dtype, gradient_checkpointing=job.gradient_checkpointing
+    )
 
 
 def work(job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Progress], None] = lambda _: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 
 from panda_fusion_cli.help_sections import OUTPUT, SectionCommand, option
 from panda_fusion_cli.output import Output, output_options
-from panda_fusion_cli.run_options import FILE, device_options
+from panda_fusion_cli.run_options import FILE, checkpointing_option, device_options
 
 if TYPE_CHECKING:
     from panda_fusion.matrix.plan import Plan
@@ -51,6 +52,7 @@ MATRIX = "Matrix"
     help="Where packs run, for example local:processes=2.",
 )
 @device_options
+@checkpointing_option
 @output_options
 def command(
     output: Output,
@@ -65,6 +67,7 @@ def command(
     executor: str,
     device: Any,
     precision: Any,
+    gradient_checkpointing: bool,
 ) -> None:
     """Run every cell of RECIPE and write a record of each into the folder of results.
 
@@ -86,14 +89,14 @@ def command(
     from panda_fusion.matrix.work import WorkerJob, open_worker_backbone, work
     from panda_fusion_cli.matrix_progress import matrix_progress
 
-    job = WorkerJob(plan, out, None, device, precision, retry_failed)  # type: ignore[arg-type]
+    job = WorkerJob(plan, out, None, device, precision, retry_failed, gradient_checkpointing)  # type: ignore[arg-type]
     backbone = open_worker_backbone(job)
     if pack_size is None:
         from panda_fusion.matrix.estimate import pack_size as fitting
 
         pack_size = fitting(backbone, plan.cells)
     state = open_folder(out, plan.recipe, pack_size)
-    job = WorkerJob(plan, out, state, device, precision, retry_failed)
+    job = replace(job, state=state)
     before = read_records(out)
     if before.damaged:
         lines = ", ".join(map(str, before.damaged[:10]))
@@ -133,7 +136,6 @@ def command(
 def _run_workers(chosen: Any, job: WorkerJob, progress: Any, out: Path) -> None:
     """Several workers on one folder; this process watches the records."""
     import threading
-    from dataclasses import replace
 
     from panda_fusion.matrix.work import work
 

@@ -67,10 +67,10 @@ def command(
     check_target_prompt(target_prompt, data.task)
 
     from panda_fusion.device import precision_name
-    from panda_fusion.embedding_cache import user_cache
     from panda_fusion.prompt_file import load_prompt
     from panda_fusion.ranking import ranked, score_sources, target_for
     from panda_fusion.run import prepare
+    from panda_fusion.tensor_cache import EMBEDDINGS, user_cache
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
 
@@ -88,7 +88,7 @@ def command(
         target = target_for(
             metric, sources, given, backbone, method, encoded, settings, steps=probe_steps, seed=options["seed"]
         )
-    cache = None if no_cache else user_cache()
+    cache = None if no_cache else user_cache(EMBEDDINGS)
     order = ranked(sources, score_sources(backbone, metric, sources, target.prompt, encoded, cache))
     output.line(f"similarity to {data.task.name}: {metric.spec}")
     output.table(

@@ -90,7 +90,7 @@ def command(
 
     source = None if init is None else load_prompt(init)
     start = None if source is None else start_from(source, peft, shape_of(source.backbone))
-    backbone = open_backbone(model, device, precision)
+    backbone = open_backbone(model, device, precision, options["gradient_checkpointing"])
     lineage = Lineage()
     if source is not None:
         check_prompt(source, backbone)

@@ -143,12 +143,12 @@ def command(
     check_target_prompt(target_prompt, data.task)
 
     from panda_fusion.distillation import DistillationMethods, teacher_signal
-    from panda_fusion.embedding_cache import user_cache
     from panda_fusion.prompt_file import load_prompt, save_prompt
     from panda_fusion.ranking import score_sources, target_for
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
     from panda_fusion.sources import stack_sources, transfer_lineage
     from panda_fusion.students import new_students
+    from panda_fusion.tensor_cache import EMBEDDINGS, TEACHER_OUTPUTS, user_cache
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
     from panda_fusion_cli.run_report import report_run
@@ -156,7 +156,7 @@ def command(
     methods = DistillationMethods(teacher=teaching, fusion=fusing, kd=loss, lambda_=lambda_)
     sources = [load_prompt(path) for path in source_paths]
     given = load_prompt(target_prompt) if target_prompt else None
-    backbone = open_backbone(model, device, precision)
+    backbone = open_backbone(model, device, precision, options["gradient_checkpointing"])
     for prompt in (*sources, *([given] if given else [])):
         check_prompt(prompt, backbone)
     settings = run_settings(options)
@@ -172,7 +172,7 @@ def command(
         target = target_for(
             metric, sources, given, backbone, source_method, encoded, settings, steps=probe_steps, seed=seed
         )
-        cache = None if no_cache else user_cache()
+        cache = None if no_cache else user_cache(EMBEDDINGS)
         values = score_sources(backbone, metric, sources, target.prompt, encoded, cache)
         for path, value in zip(source_paths, values, strict=True):
             output.line(f"similarity of {path}: {value:.4f}")
@@ -188,6 +188,7 @@ def command(
             settings.training,
             settings.learning_rate,
             seed,
+            None if no_cache else user_cache(TEACHER_OUTPUTS),
         )
         if min(values) < 0:
             worst = source_paths[values.index(min(values))]

@@ -1,7 +1,8 @@
-"""Task embeddings on disk, so that ranking the same prompts on the same samples again runs no forward pass.
+"""What a frozen backbone makes of a prompt and of texts, on disk, so that a second run computes none of it again.
 
-An entry is one small safetensors file named after a digest of all that the embedding depends on: backbone, prompt,
-samples. Entries are never wrong, at worst superfluous: when the folder is full the ones read longest ago are deleted.
+Task embeddings are kept (ranking the same prompts on the same samples) and teachers' predictions (another student of
+the same teachers). An entry is one safetensors file named after a digest of all that it depends on: backbone, prompt,
+texts. Entries are never wrong, at worst superfluous: when the folder is full the ones read longest ago are deleted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,33 +27,48 @@ if TYPE_CHECKING:
 
 VARIABLE = "PANDA_FUSION_CACHE"
 """Environment variable: the cache folder; empty: no cache."""
-LIMIT = 64 * 2**20
-"""Bytes that the entries take at most, as the file sizes add up."""
-FORMAT = "task-embedding/1"
-"""Part of every entry's name; another number whenever the computation changes."""
 
-_TENSOR = "task.embedding"
+
+@dataclass(frozen=True)
+class Kept:
+    """One kind of what is kept.
+
+    Attributes:
+        folder: the folder of the entries, within the cache.
+        limit: bytes that the entries take at most, as the file sizes add up.
+        format: part of every entry's name; another number whenever the computation changes.
+    """
+
+    folder: str
+    limit: int
+    format: str
+
+
+EMBEDDINGS = Kept("task-embeddings", 64 * 2**20, "task-embedding/1")
+TEACHER_OUTPUTS = Kept("teacher-outputs", 2 * 2**30, "teacher-outputs/1")
+
+_TENSOR = "tensor"
 _CHECKSUM = "sha256"
 
 
-class EmbeddingCache:
-    """Task embeddings in a folder. What cannot be read is absent; what cannot be written is not kept.
+class TensorCache:
+    """Tensors in a folder. What cannot be read is absent; what cannot be written is not kept.
 
     Attributes:
         folder: where the entries lie; made when the first one is written.
-        limit: bytes of all entries together.
+        limit: bytes of all entries together; a tensor that is larger alone is not kept.
         found: how many lookups found an entry so far.
         missed: how many did not.
     """
 
-    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+    def __init__(self, folder: Path, limit: int = EMBEDDINGS.limit) -> None:
         self.folder = folder
         self.limit = limit
         self.found = 0
         self.missed = 0
 
     def get(self, key: str) -> torch.Tensor | None:
-        """The entry, [hidden] float32 on the CPU; None where there is none or it is damaged."""
+        """The entry, float32 on the CPU; None where there is none or it is damaged."""
         entry = self._read(key)
         if entry is None:
             self.missed += 1
@@ -60,16 +77,17 @@ class EmbeddingCache:
         return entry
 
     def put(self, entries: Mapping[str, torch.Tensor]) -> None:
-        """Keep embeddings [hidden] under their keys, then delete the entries read longest ago if there are too many."""
+        """Keep tensors under their keys, as float32, then delete the entries read longest ago if there are too many."""
         from safetensors.torch import save
 
         from panda_fusion.atomic_write import write_bytes
 
-        # A full disk or a write-protected folder must not end a ranking.
+        # A full disk or a write-protected folder must not end a run.
         with suppress(OutputError):
-            for key, embedding in entries.items():
-                plain = embedding.detach().float().cpu().clone()
-                write_bytes(self._path(key), save({_TENSOR: plain}, {_CHECKSUM: _checksum(key, plain)}))
+            for key, tensor in entries.items():
+                if 4 * tensor.numel() <= self.limit:
+                    plain = tensor.detach().float().cpu().clone()
+                    write_bytes(self._path(key), save({_TENSOR: plain}, {_CHECKSUM: _checksum(key, plain)}))
         self._prune()
 
     def _path(self, key: str) -> Path:
@@ -83,14 +101,14 @@ class EmbeddingCache:
         try:
             with safe_open(path, framework="pt") as file:
                 stated = (file.metadata() or {}).get(_CHECKSUM)
-                embedding = file.get_tensor(_TENSOR).clone()
+                tensor = file.get_tensor(_TENSOR).clone()
         except (OSError, SafetensorError):
             return None
-        if embedding.dtype != torch.float32 or stated != _checksum(key, embedding):
+        if tensor.dtype != torch.float32 or stated != _checksum(key, tensor):
             return None
         with suppress(OSError):
             os.utime(path)  # read just now: the last one to be deleted
-        return embedding
+        return tensor
 
     def _prune(self) -> None:
         files = []
@@ -108,8 +126,8 @@ class EmbeddingCache:
             size -= bytes_
 
 
-def user_cache() -> EmbeddingCache | None:
-    """The cache in the folder that `PANDA_FUSION_CACHE` names (None where it is empty), else in the user's own."""
+def user_cache(kept: Kept) -> TensorCache | None:
+    """The cache of one kind in the folder that `PANDA_FUSION_CACHE` names (None if empty) or in the user's own."""
     folder = os.environ.get(VARIABLE)
     if folder == "":
         return None
@@ -117,27 +135,26 @@ def user_cache() -> EmbeddingCache | None:
         from platformdirs import user_cache_dir
 
         folder = user_cache_dir("panda-fusion", appauthor=False)
-    return EmbeddingCache(Path(folder) / "task-embeddings")
+    return TensorCache(Path(folder) / kept.folder, kept.limit)
 
 
-def embedding_key(backbone: Backbone, prompt_digest: str, samples_digest: str) -> str:
-    """Name of a task embedding: a digest of the backbone (weights, precision, device), the prompt and the samples."""
+def cache_key(kept: Kept, backbone: Backbone, *digests: str) -> str:
+    """Name of an entry: a digest of the backbone (weights, precision, device) and of all else that it depends on."""
     parts = [
-        FORMAT,
+        kept.format,
         backbone.info.architecture,
         backbone.info.fingerprint,
         backbone.pooling,
         str(backbone.dtype),
         backbone.device.type,
-        prompt_digest,
-        samples_digest,
+        *digests,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def digest_prompt(prompt: Prompt) -> str:
     """Digest of what a prompt does to hidden states: method and tensors, neither head nor metadata."""
-    return _digest(prompt.method, prompt.tensors)
+    return digest_tensors(prompt.method, prompt.tensors)
 
 
 def digest_samples(samples: EncodedSet) -> str:
@@ -148,10 +165,11 @@ def digest_samples(samples: EncodedSet) -> str:
         tensors["token_types"] = samples.token_types[:, :width]
     if samples.choices is not None:
         tensors["choices"] = samples.choices
-    return _digest(f"rows={samples.rows}", tensors)
+    return digest_tensors(f"rows={samples.rows}", tensors)
 
 
-def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_tensors(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Digest of tensors by name, with a text that says what they are."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f";{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -159,6 +177,6 @@ def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _checksum(key: str, embedding: torch.Tensor) -> str:
+def _checksum(key: str, tensor: torch.Tensor) -> str:
     """Over the key too, so that a file under another entry's name does not count."""
-    return _digest(key, {_TENSOR: embedding})
+    return digest_tensors(key, {_TENSOR: tensor})
