@@ -44,6 +44,8 @@ max_length = 24
 [output]
 prompts = true
 """
+LIVES = 6
+"""Moments are drawn up to this part of an undisturbed run, so that the kills are spread over the whole matrix."""
 TIMES = ("finished", "train_seconds", "teacher_seconds", "samples_per_second")
 
 
@@ -60,8 +62,6 @@ def main() -> None:
     """Run both and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--shortest", type=float, default=1.0, help="seconds")
-    parser.add_argument("--longest", type=float, default=9.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
@@ -82,7 +82,9 @@ def main() -> None:
         for _ in range(arguments.kills):
             process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
-                process.wait(moments.uniform(arguments.shortest, arguments.longest))
+                code = process.wait(moments.uniform(0, alone_seconds / LIVES))
+                if code:
+                    raise SystemExit(f"A run ended by itself with exit code {code}.")
             except subprocess.TimeoutExpired:
                 process.kill()
                 kills += process.wait() != 0

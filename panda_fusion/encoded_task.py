@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,7 @@ class EncodedTask:
         selection: the split that chooses the best step; None: the validation set does.
         samples: class-balanced samples of the development set, for task embeddings.
         warnings: sentences that a user should see.
+        draw: samples of another number; None: there are no others.
     """
 
     task: Task
@@ -39,6 +41,7 @@ class EncodedTask:
     selection: EncodedSet | None
     samples: EncodedSet
     warnings: tuple[str, ...]
+    draw: Callable[[int], EncodedSet] | None = None
 
 
 def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: SelectOn = "validation") -> EncodedTask:
@@ -53,6 +56,9 @@ def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: 
     train, selection = data.train, None
     if select_on == "train-split":
         train, selection = carve_selection(data.train, seed=SAMPLE_SEED)
+
+    def draw(count: int) -> EncodedSet:
+        return samples_of(validation, balanced_sample(data.validation, count, SAMPLE_SEED))
 
     def tokenised(split: Split) -> EncodedSet:
         return encode_split(backbone, data.task, split, max_length)
@@ -70,6 +76,7 @@ def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: 
         train=encoded,
         validation=validation,
         selection=None if selection is None else tokenised(selection),
-        samples=samples_of(validation, balanced_sample(data.validation, SAMPLES, SAMPLE_SEED)),
+        samples=draw(SAMPLES),
         warnings=tuple(warnings),
+        draw=draw,
     )

@@ -126,7 +126,7 @@ def score_sources(
         encoded: the target task.
         cache: where computed task embeddings are looked for and kept; None: nowhere.
     """
-    context = SimilarityContext(backbone=backbone, samples=encoded.samples, cache=cache)
+    context = SimilarityContext(backbone=backbone, samples=encoded.samples, cache=cache, draw=encoded.draw)
     return similarity.scores(sources, target, context)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,11 +24,13 @@ class SimilarityContext:
         backbone: the frozen backbone of both prompts.
         samples: class-balanced samples of the target task, tokenised.
         cache: task embeddings computed before, for similarities that compute some; None: nothing is kept.
+        draw: class-balanced samples of another number (all rows, if there are fewer); None: there are no others.
     """
 
     backbone: Backbone
     samples: EncodedSet
     cache: TensorCache | None = None
+    draw: Callable[[int], EncodedSet] | None = None
 
 
 class Similarity(Method):

@@ -246,7 +246,7 @@ def test_every_cell_has_a_record(undisturbed: Path) -> None:
             assert len(one.similarities) == len(one.sources)
             assert one.teacher_seconds is not None
         if one.system == "similarity":
-            assert set(one.transferability) == {"panda:samples=own", "eavg"}
+            assert set(one.transferability) == {"panda:samples=own,count=100", "eavg"}
         else:
             assert one.steps == 4
             assert [point[1] for point in one.history] == [1.0, 2.0]

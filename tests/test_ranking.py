@@ -20,7 +20,7 @@ from transformers import AutoModel
 from panda_fusion.backbone import Backbone
 from panda_fusion.dataset import EncodedSet, encode
 from panda_fusion.encoded_task import EncodedTask
-from panda_fusion.errors import BackboneError, PromptFileError
+from panda_fusion.errors import BackboneError, OptionError, PromptFileError
 from panda_fusion.plugin_manager import similarities
 from panda_fusion.prompt import Prompt
 from panda_fusion.prompt_embedding import embeddings_on, with_task_embedding
@@ -28,6 +28,7 @@ from panda_fusion.random_streams import random_stream, stream_seed
 from panda_fusion.ranking import score_sources, target_for, train_probe
 from panda_fusion.rows import Split
 from panda_fusion.run import RunSettings, task_info
+from panda_fusion.similarity import SimilarityContext
 from panda_fusion.students import new_students
 from panda_fusion.task_embedding import task_embeddings
 from panda_fusion.tensor_cache import (
@@ -364,3 +365,23 @@ def test_importing_the_metrics_takes_no_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'platformdirs')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_count_draws_that_many_samples_of_the_target(tiny: Tiny) -> None:
+    """Table VIII: the similarity at another number of samples is that of embeddings on those samples."""
+    backbone = tiny("bert")
+    data = encoded(backbone, CLASSES, 24)
+    drawn: list[int] = []
+
+    def draw(count: int) -> EncodedSet:
+        drawn.append(count)
+        return data.subset(range(count))
+
+    context = SimilarityContext(backbone, data.subset(range(10)), draw=draw)
+    one, other = prompt(backbone, 1), prompt(backbone, 2)
+    found = similarities().create(TARGET + ",count=7").score(one, other, context)
+    first, second = embeddings_on([one, other], backbone, data.subset(range(7))).double()
+    assert drawn == [7]
+    assert found == pytest.approx(float(first @ second / (first.norm() * second.norm())), abs=1e-6)
+    with pytest.raises(OptionError, match="another count than 100 needs samples=target"):
+        similarities().create("panda:count=50")

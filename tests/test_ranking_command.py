@@ -18,8 +18,8 @@ SPECS = {
     "eavg": "eavg",
     "on": "on:layers=all",
     "on:layers=last1": "on:layers=last1",
-    "panda": "panda:samples=own",
-    "panda:samples=target": "panda:samples=target",
+    "panda": "panda:samples=own,count=100",
+    "panda:samples=target": "panda:samples=target,count=100",
 }
 RANK = "rank {w}/likeness.safetensors {w}/mood.safetensors {w}/topic.safetensors --task {w}/mood --model {model} "
 TARGET = "--target-prompt {w}/mood.safetensors "

@@ -26,6 +26,13 @@ class PandaOptions(Options, frozen=True, kw_only=True):
         Literal["own", "target"],
         Meta(description="whose samples: each prompt's own task's (stored in the files), or the target's for all"),
     ] = "own"
+    count: Annotated[
+        int, Meta(ge=1, le=100_000, description="how many samples of the target; 100 are stored in the files")
+    ] = 100
+
+    def __post_init__(self) -> None:
+        if self.samples == "own" and self.count != 100:
+            raise ValueError("another count than 100 needs samples=target, since the files hold the embedding of 100.")
 
 
 class Panda(Similarity):
@@ -66,7 +73,8 @@ class Panda(Similarity):
             return [_embedding(prompt) for prompt in prompts]
         from panda_fusion.prompt_embedding import embeddings_on
 
-        return list(embeddings_on(prompts, context.backbone, context.samples, context.cache))
+        samples = context.samples if context.draw is None else context.draw(self.options.count)
+        return list(embeddings_on(prompts, context.backbone, samples, context.cache))
 
 
 def _embedding(prompt: Prompt) -> torch.Tensor:
