@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from peft import PrefixTuningConfig, get_peft_model
-from throughput import describe_machine, minilm
+from setting import describe_machine, minilm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,

@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from throughput import describe_machine, minilm
+from setting import describe_machine, minilm
 
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.encoded_task import EncodedTask

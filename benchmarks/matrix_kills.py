@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 import torch
-from throughput import describe_machine
+from setting import describe_machine
 
 from panda_fusion.matrix.records import FILE, read_records
 

@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from throughput import describe_machine, minilm
+from setting import describe_machine, minilm
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 

@@ -41,7 +41,7 @@ class BackboneShape:
         initializer_range: standard deviation that the backbone initialises its own weights with.
         layer_modules: names of the layer modules in order, for transforms of their outputs; where layers share a
             module (ALBERT) its name comes once for each of them.
-        embedding_size: width of the input embeddings where it is not the hidden size (ELECTRA, ALBERT).
+        embedding_size: width of the input embeddings where it is not the hidden size (ELECTRA, ALBERT, OPT 350m).
         parameters: name and shape of every parameter of the base model; None where the model is not at hand (a prompt
             file that is checked alone).
         layout: where sublayers and neurons are; None for an architecture that `panda_fusion.layout` does not know.
@@ -385,11 +385,6 @@ def _check_architecture(name: str, config: Any) -> None:
         raise BackboneError(
             f"Model {name!r} ({config.model_type}) is no attention model of text for which transformers has a "
             f"classification head; {_ADVICE}."
-        )
-    if config.model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
-        raise BackboneError(
-            f"Model {name!r} projects its last layer from {config.hidden_size} to {config.word_embed_proj_dim} "
-            "features, which this version does not support; use an OPT without word_embed_proj_dim (any but 350m)."
         )
 
 

@@ -48,7 +48,7 @@ def pooled_vectors(
         each = pooled.view(*index.shape, data.rows, -1) * real[..., None]
         return each.sum(2) / choices[..., None]
 
-    return _pass(backbone, data, method, tensors, (backbone.shape.hidden,), 0.0, pool)
+    return _pass(backbone, data, method, tensors, (backbone.info.output_width,), 0.0, pool)
 
 
 def head_features(backbone: Backbone, data: EncodedSet, method: PEFTMethod, tensors: Tensors) -> torch.Tensor:
@@ -72,7 +72,7 @@ def head_features(backbone: Backbone, data: EncodedSet, method: PEFTMethod, tens
 
 def head_features_shape(backbone: Backbone, data: EncodedSet) -> tuple[int, ...]:
     """[..., hidden] of one example over a whole split."""
-    hidden = backbone.shape.hidden
+    hidden = backbone.info.output_width
     if data.choices is not None:
         return (data.rows, hidden)
     if data.words is not None:

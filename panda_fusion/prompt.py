@@ -39,6 +39,11 @@ class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     embedding_size: int | None = None
 
+    @property
+    def output_width(self) -> int:
+        """Width of the last hidden states: OPT 350m projects them back to the width of its embeddings."""
+        return self.embedding_size if self.architecture == "opt" and self.embedding_size else self.hidden
+
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The task a prompt was trained on; enough to predict without the task's definition."""

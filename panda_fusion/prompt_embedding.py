@@ -77,7 +77,7 @@ def embeddings_on(
         found = {
             place: entry
             for place, entry in entries.items()
-            if entry is not None and len(entry) == backbone.shape.hidden
+            if entry is not None and len(entry) == backbone.info.output_width
         }
     missing = [place for place in range(len(prompts)) if place not in found]
     plain = None

@@ -258,10 +258,10 @@ def check_tensors(where: str, metadata: PromptMetadata, tensors: Mapping[str, tu
     elif not found:
         raise PromptFileError(f"{where} holds no tensor {PEFT_PREFIX}*; ask its author for a whole file.")
     embedding = tensors.get(EMBEDDING)
-    if embedding is not None and embedding[1] != (metadata.backbone.hidden,):
+    if embedding is not None and embedding[1] != (metadata.backbone.output_width,):
         raise PromptFileError(
             f"{where}: tensor {EMBEDDING} has shape {list(embedding[1])} instead of the hidden size, "
-            f"[{metadata.backbone.hidden}]."
+            f"[{metadata.backbone.output_width}]."
         )
     _check_head(
         where,

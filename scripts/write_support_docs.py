@@ -212,8 +212,6 @@ def refused() -> Iterator[tuple[str, str]]:
         MambaModel,
         MPNetConfig,
         MPNetModel,
-        OPTConfig,
-        OPTModel,
     )
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 200}
@@ -225,7 +223,6 @@ def refused() -> Iterator[tuple[str, str]]:
         ("BART", BartModel, BartConfig(**bart, encoder_attention_heads=2, decoder_attention_heads=2, vocab_size=200)),
         ("Mamba", MambaModel, MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, vocab_size=200)),
         ("Jamba", JambaModel, JambaConfig(**sizes | {"num_hidden_layers": 8}, **jamba, intermediate_size=16)),
-        ("OPT 350m", OPTModel, OPTConfig(**sizes, ffn_dim=16, word_embed_proj_dim=8, max_position_embeddings=32)),
     ]
     with tempfile.TemporaryDirectory() as root:
         tokenizer = make_tiny_backbone("bert", Path(root) / "bert")

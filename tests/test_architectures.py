@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from engine_samples import DECODERS, MAX_LENGTH, classifier, columns, head_of, largest, method, pack, tokenised
+from engine_samples import CLASSES, DECODERS, MAX_LENGTH, classifier, columns, head_of, largest, method, pack, tokenised
 from plain_backbones import PLAIN
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.dataset import EncodedSet, encode, gather
+from panda_fusion.encoded_task import EncodedTask
 from panda_fusion.injection import Rows
+from panda_fusion.prompt_file import load_prompt, save_prompt
+from panda_fusion.run import RunSettings, finished_prompts, train_students
+from panda_fusion.students import new_students
 from panda_fusion.testing import MODEL_TYPES
+from panda_fusion.trainer import TrainSettings
 
 Folder = Callable[[str], Path]
 Tiny = Callable[[str], Backbone]
@@ -300,3 +305,52 @@ def test_albert_goes_through_its_pooler(tiny: Tiny, tiny_folder: Folder) -> None
     inner = torch.tanh(hidden @ model.albert.pooler.weight.T + model.albert.pooler.bias)
     expected = inner @ model.classifier.weight.T + model.classifier.bias
     assert largest(tiny("albert").head(3)(head_of(model), hidden.unsqueeze(0))[0], expected) <= 1e-5
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["norm before", "norm behind"])
+def test_opt_350m_projects_its_last_layer(before: bool, tiny_folder: Folder, tmp_path: Path) -> None:
+    """Embeddings and last states are narrower than the layers; with a prefix its logits are those of PEFT."""
+    from peft import PrefixTuningConfig, get_peft_model
+
+    folder = variant(tiny_folder, tmp_path, "opt", word_embed_proj_dim=16, do_layer_norm_before=before)
+    backbone, peft = load(folder), method(f"prefix:length={LENGTH}")
+    assert (backbone.shape.hidden, backbone.shape.input_width, backbone.info.output_width) == (32, 16, 16)
+    model = classifier(folder, 3)
+    head = head_of(model)
+    config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=LENGTH, token_dim=32)
+    wrapped = get_peft_model(model, config).eval()
+    tensors = pack(peft, backbone, 1)
+    # [layers, 2, length, heads, head_dim] to PEFT's [length, layers * 2 * heads * head_dim]
+    pairs = torch.stack((tensors["key"][0], tensors["value"][0]), dim=1)
+    with torch.no_grad():
+        weight = wrapped.prompt_encoder["default"].embedding.weight
+        weight.copy_(pairs.permute(2, 0, 1, 3, 4).reshape(weight.shape))
+    rows, data = data_of(backbone, 2)
+    batch = gather(data, torch.arange(ROWS), data.input_ids.shape[1])
+    injection = peft.inject(tensors, backbone.shape)
+    with torch.no_grad():
+        pooled = backbone.forward(batch.input_ids, batch.lengths, batch.token_types, injection, Rows(1))
+        found = backbone.head(3)(head, pooled.unsqueeze(0))[0]
+        for row in range(ROWS):
+            expected = wrapped(**tokenised(backbone, [[column[row]] for column in rows])).logits[0]
+            assert largest(found[row], expected) <= 1e-5
+
+
+@pytest.mark.parametrize("spec", ["prefix:length=3", "prompt:length=3", "adapter:reduction=8", "full"])
+def test_opt_350m_trains_and_its_prompt_is_stored(spec: str, tiny_folder: Folder, tmp_path: Path) -> None:
+    backbone = load(variant(tiny_folder, tmp_path, "opt", word_embed_proj_dim=16))
+    rows = columns(ROWS, 3, 1)
+    data = encode(backbone, rows, [0, 1, 2] * (ROWS // 3), "classification", MAX_LENGTH)
+    peft = method(spec)
+    students = new_students(backbone, CLASSES, peft, [0], 1e-3)
+    settings = RunSettings(TrainSettings(epochs=2, batch_size=3), 1e-3, MAX_LENGTH)
+    encoded = EncodedTask(CLASSES, data, data, None, data, ())
+    trained = train_students(backbone, peft, students, encoded, settings)
+    (prompt,) = finished_prompts(backbone, encoded, trained, students, settings)
+    assert prompt.embedding is not None
+    assert prompt.embedding.shape == (16,)
+    save_prompt(prompt, tmp_path / "prompt.safetensors")
+    again = load_prompt(tmp_path / "prompt.safetensors")
+    for name, tensor in prompt.tensors.items():
+        assert torch.equal(tensor, again.tensors[name])
+    assert torch.equal(again.embedding, prompt.embedding)

@@ -23,8 +23,6 @@ from transformers import (
     MambaModel,
     MPNetConfig,
     MPNetModel,
-    OPTConfig,
-    OPTModel,
 )
 
 from panda_fusion.backbone import Backbone, fingerprint, load_backbone
@@ -212,14 +210,6 @@ def test_models_with_a_state_are_refused(tmp_path: Path, tiny_folder: Folder) ->
     with pytest.raises(BackboneError) as error:
         load(with_tokenizer(jamba, tmp_path / "jamba", tiny_folder))
     assert_one_sentence(error, "jamba", "recurrent state", "docs/support.md")
-
-
-def test_opt_with_a_projection_behind_its_last_layer_is_refused(tmp_path: Path, tiny_folder: Folder) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16, "vocab_size": 200}
-    model = OPTModel(OPTConfig(**sizes, word_embed_proj_dim=8, max_position_embeddings=32))
-    with pytest.raises(BackboneError) as error:
-        load(with_tokenizer(model, tmp_path / "opt", tiny_folder))
-    assert_one_sentence(error, "opt", "16", "8", "word_embed_proj_dim")
 
 
 def test_weights_that_a_checkpoint_lacks_are_the_same_every_time(tmp_path: Path, tiny_folder: Folder) -> None:

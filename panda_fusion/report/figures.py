@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from panda_fusion.atomic_write import write_bytes
-from panda_fusion.report.results import Results, short
-from panda_fusion.report.tables import AXES, similarity_values
+from panda_fusion.printable import printable
+from panda_fusion.report.file_names import distinct, file_name
+from panda_fusion.report.pairs import compared, metric_rows, question_of
+from panda_fusion.report.results import Results
+from panda_fusion.report.tables.ablation import AXES, Axis
+from panda_fusion.report.tables.similarity import metric_label
+from panda_fusion.report.variants import own_key, plain, varies
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-INK, ACCENT = "#31405b", "#b2543a"
-SWEPT = ("lambda_", "learning_rate", "samples")
+INK, LINE = "#31405b", "#8892a6"
+MARKERS = "osD^v<>PX*"
+LABEL = 40
+"""Letters of a name that are shown."""
+DPI, PIXELS = 160, 16_000
+"""Of PNG files: dots per inch, and the most on a side."""
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "panda-fusion",  # the same records make the same bytes
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a name is a $
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+}
 
 
 @dataclass(frozen=True)
@@ -39,28 +65,18 @@ class Figure:
 
 
 def all_figures(results: Results) -> list[Figure]:
-    """Every figure for which there are records."""
+    """Every figure for which there are records, under names of their own."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    with matplotlib.rc_context(
-        {
-            "svg.hashsalt": "panda-fusion",  # the same records make the same bytes
-            "svg.fonttype": "none",
-            "font.size": 9,
-            "font.family": "sans-serif",
-            "axes.edgecolor": "#8892a6",
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "text.color": INK,
-        }
-    ):
-        metrics = sorted({name for record in results.of("similarity") for name in record.transferability})
-        made = [heatmap(results, metric, metrics) for metric in metrics]
-        made += [scatter(results, metric, metrics) for metric in metrics]
-        made += [sweep(results, name, title) for name, title, _ in AXES if name in SWEPT]
-    return [figure for figure in made if figure is not None]
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # The page's own fonts may have what matplotlib's lack.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
+        made = [heatmap(results, metric, method) for metric, method in metric_rows(results)]
+        made += [scatter(results, metric, method) for metric, method in metric_rows(results)]
+        made += [sweep(results, axis) for axis in AXES if axis.numeric]
+    figures = [figure for figure in made if figure is not None]
+    names = distinct(figure.name for figure in figures)
+    return [replace(figure, name=name) for figure, name in zip(figures, names, strict=True)]
 
 
 def write_figures(figures: list[Figure], folder: Path) -> None:
@@ -70,142 +86,151 @@ def write_figures(figures: list[Figure], folder: Path) -> None:
         write_bytes(folder / f"{figure.name}.png", figure.png)
 
 
-def heatmap(results: Results, metric: str, metrics: list[str]) -> Figure | None:
-    """Similarities of sources (rows) and targets (columns), both ordered by task type."""
+def inline(figure: Figure) -> str:
+    """The SVG as a part of a page: identifiers of its own, and no names of the XML around it."""
+
+    def own(tag: re.Match[str]) -> str:
+        text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", tag[0])
+        return re.sub(r'( id="| xlink:href="#|url\(#)', rf"\g<1>{figure.name}-", text)
+
+    # matplotlib escapes < and > wherever they are not part of a tag.
+    return re.sub(r"<[^>]*>", own, figure.svg)
+
+
+def heatmap(results: Results, metric: str, method: str) -> Figure | None:
+    """Similarities of sources (rows) and targets (columns), both ordered by task type (Figures 5 and 9)."""
     from matplotlib.figure import Figure as Drawing
 
-    values = similarity_values(results, metric)
-    grid = [
-        [
-            fmean(found) if (found := [v for (s, t, _), v in values.items() if s == source and t == target]) else None
-            for target in results.targets
-        ]
-        for source in results.sources
-    ]
-    known = [value for row in grid for value in row if value is not None]
-    if not known:
+    values: dict[tuple[str, str], list[float]] = {}
+    for (source, (target, _, _)), record in compared(results, method).items():
+        if metric in record.transferability:
+            values.setdefault((source, target), []).append(record.transferability[metric])
+    if not values:
         return None
-    drawing = Drawing(figsize=(1.6 + 0.75 * len(results.targets), 1.2 + 0.42 * len(results.sources)))
+    means = {pair: fmean(some) for pair, some in values.items()}
+    low, high = min(means.values()), max(means.values())
+    targets, sources = results.targets, results.sources
+    drawing = Drawing(figsize=(1.6 + 0.75 * len(targets), 1.2 + 0.42 * len(sources)))
     axes = drawing.add_subplot()
-    low, high = min(known), max(known)
-    image = axes.imshow(
-        [[float("nan") if value is None else value for value in row] for row in grid],
-        cmap="cividis",
-        vmin=low,
-        vmax=high,
-        aspect="auto",
-    )
-    axes.set_xticks(range(len(results.targets)), results.targets, rotation=35, ha="right")
-    axes.set_yticks(range(len(results.sources)), results.sources)
-    for y, row in enumerate(grid):
-        for x, value in enumerate(row):
-            light = value is not None and high > low and (value - low) / (high - low) > 0.55
-            axes.text(
-                x,
-                y,
-                "–" if value is None else f"{value:.2f}",
-                ha="center",
-                va="center",
-                color="black" if light else "white",
-            )
+    grid = [[means.get((source, target), float("nan")) for target in targets] for source in sources]
+    image = axes.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(len(targets)), list(map(_shown, targets)), rotation=35, ha="right")
+    axes.set_yticks(range(len(sources)), list(map(_shown, sources)))
+    for y, source in enumerate(sources):
+        for x, target in enumerate(targets):
+            value = means.get((source, target))
+            color = INK
+            if value is not None:
+                color = "black" if high > low and (value - low) / (high - low) > 0.55 else "white"
+            axes.text(x, y, "–" if value is None else f"{value:z.2f}", ha="center", va="center", color=color)
     drawing.colorbar(image, ax=axes, fraction=0.05)
-    name = short(metric, list(metrics))
+    name = metric_label(results, metric, method)
     return _figure(
         drawing,
-        f"similarity-{_file(name)}",
+        file_name("similarity", name),
         f"Similarity of sources and targets: {name}",
-        "Mean over seeds; rows are sources, columns targets, both ordered by task type.",
+        "Mean over seeds; rows are sources, columns targets, both ordered by task type. (Paper: Figures 5 and 9.)",
     )
 
 
-def scatter(results: Results, metric: str, metrics: list[str]) -> Figure | None:
+def scatter(results: Results, metric: str, method: str) -> Figure | None:
     """Similarity against the gain of vanilla transfer after one epoch."""
     from matplotlib.figure import Figure as Drawing
 
-    values = similarity_values(results, metric)
-    scratch: dict[tuple[str, int], float] = {
-        (r.target, r.seed): r.first_epoch for r in results.of("scratch") if r.first_epoch is not None
-    }
+    comparisons = compared(results, method)
+    scratch = {own_key(r): r.first_epoch for r in results.scratch if r.first_epoch is not None}
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in results.of("vanilla"):
+        comparison = comparisons.get((record.sources[0], question_of(record)))
+        base = scratch.get(own_key(record))
+        if record.method != method or record.first_epoch is None or comparison is None or base is None:
+            continue
+        if metric in comparison.transferability:
+            point = (comparison.transferability[metric], 100 * (record.first_epoch - base))
+            points.setdefault(record.target, []).append(point)
+    if not points:
+        return None
     drawing = Drawing(figsize=(5.2, 3.4))
     axes = drawing.add_subplot()
-    drawn = 0
+    drawn = {}
     for number, target in enumerate(results.targets):
-        points = [
-            (values[r.sources[0], target, r.seed], 100 * (r.first_epoch - scratch[target, r.seed]))
-            for r in results.of("vanilla")
-            if r.target == target
-            and r.first_epoch is not None
-            and (r.sources[0], target, r.seed) in values
-            and (target, r.seed) in scratch
-        ]
-        if points:
-            drawn += 1
-            marker = "osD^v<>PX*"[number % 10]
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=18, marker=marker, label=target, alpha=0.8)
-    if not drawn:
-        return None
-    axes.axhline(0, color="#8892a6", linewidth=0.8)
+        if target in points:
+            x, y = zip(*points[target], strict=True)
+            drawn[target] = axes.scatter(x, y, s=18, marker=MARKERS[number % len(MARKERS)], alpha=0.8)
+    axes.axhline(0, color=LINE, linewidth=0.8)
     axes.set_xlabel("similarity")
     axes.set_ylabel("gain over prompt tuning\nafter one epoch")
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    name = short(metric, list(metrics))
+    _legend(axes, drawn)
+    name = metric_label(results, metric, method)
     return _figure(
         drawing,
-        f"gain-{_file(name)}",
+        file_name("gain", name),
         f"Similarity and first-epoch gain: {name}",
         "One point per source, target and seed: how much better vanilla transfer is than prompt tuning after one epoch "
         "(times 100), by the similarity of the source.",
     )
 
 
-def sweep(results: Results, name: str, title: str) -> Figure | None:
-    """PanDa's scores along an option, with the spread over sources and seeds."""
+def sweep(results: Results, axis: Axis) -> Figure | None:
+    """PanDa's scores along an option, with the spread over sources and seeds (Figure 4: λ)."""
     from matplotlib.figure import Figure as Drawing
 
-    records = [r for r in results.of("panda") if getattr(r, name) is not None and r.best is not None]
-    values = sorted({getattr(record, name) for record in records})
-    if len(values) < 2:
+    records = [r for r in results.of("panda") if getattr(r, axis.name) is not None and r.best is not None]
+    if not varies(records, axis.name):
         return None
     drawing = Drawing(figsize=(5.2, 3.4))
     axes = drawing.add_subplot()
+    drawn = {}
     for number, target in enumerate(results.targets):
-        some = [[100 * (r.best or 0) for r in records if getattr(r, name) == v and r.target == target] for v in values]
-        along = [(v, scores) for v, scores in zip(values, some, strict=True) if scores]
+        along: dict[float, list[float]] = {}
+        for record in records:
+            if record.target == target:
+                along.setdefault(getattr(record, axis.name), []).append(100 * (record.best or 0.0))
         if not along:
             continue
-        x = [v for v, _ in along]
-        y = [fmean(scores) for _, scores in along]
-        spread = [stdev(scores) if len(scores) > 1 else 0.0 for _, scores in along]
-        (line,) = axes.plot(x, y, marker="osD^v<>PX*"[number % 10], markersize=4, label=target)
-        axes.fill_between(
-            x,
-            [a - b for a, b in zip(y, spread, strict=True)],
-            [a + b for a, b in zip(y, spread, strict=True)],
-            color=line.get_color(),
-            alpha=0.15,
-            linewidth=0,
-        )
-    if min(values) > 0 and max(values) / min(values) > 20:
+        x = sorted(along)
+        y = [fmean(along[value]) for value in x]
+        spread = [stdev(along[value]) if len(along[value]) > 1 else 0.0 for value in x]
+        (line,) = axes.plot(x, y, marker=MARKERS[number % len(MARKERS)], markersize=4)
+        drawn[target] = line
+        low = [a - b for a, b in zip(y, spread, strict=True)]
+        high = [a + b for a, b in zip(y, spread, strict=True)]
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    values = sorted({getattr(record, axis.name) for record in records})
+    if values[0] > 0 and values[-1] / values[0] > 20:
         axes.set_xscale("log")
-    axes.set_xlabel(title)
+    axes.set_xticks(values, list(map(plain, values)), rotation=35, ha="right")
+    axes.minorticks_off()
+    axes.set_xlabel(axis.title)
     axes.set_ylabel("best score, times 100")
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend(axes, drawn)
     return _figure(
         drawing,
-        f"sweep-{name.strip('_').replace('_', '-')}",
-        title,
-        "PanDa's best scores: mean, and one sample standard deviation over sources and seeds.",
+        f"sweep-{axis.file}",
+        axis.title,
+        "PanDa's best scores: mean, and one sample standard deviation over sources and seeds." + axis.note,
     )
+
+
+def _legend(axes: Axes, drawn: Mapping[str, Artist]) -> None:
+    # matplotlib leaves out labels that begin with an underscore, so they are put in afterwards.
+    places = list(map(str, range(len(drawn))))
+    legend = axes.legend(
+        list(drawn.values()), places, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    for text, name in zip(legend.get_texts(), drawn, strict=True):
+        text.set_text(_shown(name))
 
 
 def _figure(drawing: Drawing, name: str, title: str, note: str) -> Figure:
     svg, png = io.StringIO(), io.BytesIO()
-    drawing.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None}, transparent=True)
-    drawing.savefig(png, format="png", bbox_inches="tight", dpi=160, metadata={"Software": None}, facecolor="white")
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    drawing.savefig(svg, format="svg", bbox_inches="tight", metadata=nothing, transparent=True)
+    dpi = min(DPI, PIXELS / max(drawing.get_size_inches()))
+    drawing.savefig(png, format="png", bbox_inches="tight", dpi=dpi, metadata={"Software": None}, facecolor="white")
     text = svg.getvalue()
     return Figure(name, title, note, text[text.index("<svg") :], png.getvalue())
 
 
-def _file(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_=" else "-" for letter in name)[:60]
+def _shown(name: str) -> str:
+    return printable(name, LABEL)

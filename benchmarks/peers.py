@@ -1,0 +1,150 @@
+"""What people use today for prompt tuning: PEFT under the HF Trainer, and PEFT in a loop of their own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from panda_fusion.rows import Split, TaskData
+
+WARM_UP = 3
+"""Steps that are not timed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contender trains on.
+
+    Attributes:
+        model: transformers folder.
+        data: the task and its rows.
+        method: `prefix` or `prompt`; panda-fusion takes any method without options.
+        batch_size: rows per step.
+        length: virtual tokens.
+        max_length: tokens kept of a text.
+        steps: timed steps.
+        device: where to run.
+    """
+
+    model: str
+    data: TaskData
+    method: str
+    batch_size: int
+    length: int
+    max_length: int
+    steps: int
+    device: torch.device
+
+
+class _Clock(TrainerCallback):
+    """Times the steps after the warm-up."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+        self.started = self.seconds = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == self.warm_up:
+            self.started = time.perf_counter()
+        self.seconds = time.perf_counter() - self.started
+
+
+def peft_model(work: Work, dropout: bool = True) -> tuple[Any, Any]:
+    """(PEFT model in float32, tokenizer)."""
+    tokenizer = AutoTokenizer.from_pretrained(work.model)
+    outputs = work.data.task.outputs
+    model = AutoModelForSequenceClassification.from_pretrained(work.model, num_labels=outputs)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if not dropout:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    kinds = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}
+    config = kinds[work.method](task_type="SEQ_CLS", num_virtual_tokens=work.length)
+    return get_peft_model(model, config), tokenizer
+
+
+def peft_rows(work: Work, tokenizer: Any, split: Split) -> list[dict[str, Any]]:
+    """The rows of a split as the Trainer takes them, with their lengths."""
+    encoded = tokenizer(*split.texts, truncation="longest_first", max_length=work.max_length)
+    return [
+        {name: encoded[name][i] for name in encoded} | {"labels": label, "length": len(encoded["input_ids"][i])}
+        for i, label in enumerate(split.labels)
+    ]
+
+
+def peft_trainer(
+    work: Work, *, bf16: bool, group_by_length: bool, dropout: bool = True, compiled: bool = False
+) -> float:
+    """Samples per second under the HF Trainer. A compiled model warms up for as long as it compiles."""
+    model, tokenizer = peft_model(work, dropout)
+    clock = _Clock(20 if compiled else WARM_UP)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=clock.warm_up + work.steps,
+            per_device_train_batch_size=work.batch_size,
+            learning_rate=1e-3,
+            bf16=bf16,
+            torch_compile=compiled,
+            train_sampling_strategy="group_by_length" if group_by_length else "random",
+            length_column_name="length",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=work.device.type == "cpu",
+            dataloader_pin_memory=work.device.type == "cuda",
+        )
+        Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=peft_rows(work, tokenizer, work.data.train),  # type: ignore[arg-type]
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[clock],
+        ).train()
+    return work.steps * work.batch_size / clock.seconds
+
+
+def peft_loop(work: Work) -> float:
+    """Samples per second of a plain loop: bf16 autocast, batches sorted by length, fused AdamW, nothing else."""
+    model, tokenizer = peft_model(work)
+    model.to(work.device).train()
+    rows = sorted(peft_rows(work, tokenizer, work.data.train), key=lambda row: row["length"])
+    # Batches from all over the lengths, as an epoch would meet them.
+    count = WARM_UP + work.steps
+    starts = torch.linspace(0, max(0, len(rows) - work.batch_size), count).long().tolist()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    collate = DataCollatorWithPadding(tokenizer)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    started = 0.0
+    for step, place in enumerate(order):
+        if step == WARM_UP:
+            if work.device.type == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+        some = rows[starts[place] : starts[place] + work.batch_size]
+        batch = collate([{k: v for k, v in row.items() if k != "length"} for row in some]).to(work.device)
+        with torch.autocast(work.device.type, dtype=torch.bfloat16):
+            loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if work.device.type == "cuda":
+        torch.cuda.synchronize()
+    return work.steps * work.batch_size / (time.perf_counter() - started)
