@@ -42,7 +42,7 @@ class CellRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         metric: the target's metric.
         best: main metric at the best step, 0 to 1 (correlations -1 to 1).
         last: main metric after the last step.
-        first_epoch: main metric after the first epoch.
+        first_epoch: main metric after the first epoch; None if nothing was evaluated before the second one ended.
         best_metrics: all metrics at the best step.
         last_metrics: all metrics after the last step.
         best_step: that step.

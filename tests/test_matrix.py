@@ -24,6 +24,7 @@ from panda_fusion.matrix.recipe import read_recipe
 from panda_fusion.matrix.records import append_records, read_records
 from panda_fusion.matrix.results_folder import claim, open_folder
 from panda_fusion.matrix_record import CellRecord
+from panda_fusion.plugin_manager import peft_methods
 from panda_fusion_cli.main import main
 
 SMALL = """
@@ -155,6 +156,24 @@ def test_the_papers_preset(tmp_path: Path) -> None:
     cells = {cell.target: cell for cell in expand(read_recipe(recipe(tmp_path, text)))}
     assert (cells["cb"].learning_rate, cells["cb"].batch_size, cells["cb"].epochs) == (1e-2, 16, 100)
     assert (cells["rte"].learning_rate, cells["rte"].batch_size, cells["rte"].epochs) == (1e-2, 32, 3)
+
+
+def test_the_preset_says_nothing_of_the_rate_of_model_tuning(tmp_path: Path) -> None:
+    """Table I's rates are those of prompts."""
+    text = 'model = "tiny"\npreset = "paper"\ntargets = "cb"\nsystems = ["scratch", "full"]\n'
+    rates = {cell.system: cell.learning_rate for cell in expand(read_recipe(recipe(tmp_path, text)))}
+    assert rates == {"scratch": 1e-2, "full": peft_methods().create("full").learning_rate}
+
+
+def test_a_task_may_be_its_own_source(tmp_path: Path) -> None:
+    """As in nine of the paper's 189 pairs; the source prompt is another one than the target's own."""
+    text = 'model = "tiny"\nsources = ["tiny/nli", "tiny/sentiment"]\ntargets = "tiny/nli"\n'
+    cells = expand(read_recipe(recipe(tmp_path, text + 'systems = ["vanilla", "similarity"]\n')))
+    pairs = {(cell.system, cell.sources) for cell in cells if cell.sources}
+    assert pairs == {(s, (name,)) for s in ("vanilla", "similarity") for name in ("tiny/nli", "tiny/sentiment")}
+    (own,) = [cell for cell in cells if cell.system == "similarity" and cell.sources == ("tiny/nli",)]
+    by_id = {cell.id: cell for cell in cells}
+    assert [(by_id[need].target, by_id[need].seed) for need in own.needs] == [("tiny/nli", 1000), ("tiny/nli", 0)]
 
 
 def test_packs_share_what_must_be_shared(tmp_path: Path) -> None:

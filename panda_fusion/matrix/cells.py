@@ -195,8 +195,6 @@ class _Expansion:
             self.full[cell.id] = cell
 
     def _transfer(self, system: System, target: str, sources: tuple[str, ...], teacher: str, fusion: str) -> None:
-        if target in sources:
-            return
         recipe = self.recipe
         files = {name: file_sha256(name) for name in sources if name.endswith(PROMPT_SUFFIX)}
         sweep = self._sweep(target, "target")

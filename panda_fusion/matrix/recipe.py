@@ -168,7 +168,9 @@ def settings_of(recipe: Recipe, task: str, role: Literal["source", "target", "fu
             ("epochs", chosen.epochs),
             ("batch_size", chosen.batch_size),
         ):
-            found.setdefault(name, value)
+            # Table I is about prompts, whose rates are a hundred times what a whole model bears.
+            if (role, name) != ("full", "lr"):
+                found.setdefault(name, value)
     return found
 
 

@@ -240,7 +240,7 @@ class Workshop:
         seconds = None
         if planned.signal is not None:
             seconds = (planned.signal.build_seconds + planned.signal.forward_seconds) / planned.shares
-        first = next((value for _, epoch, value in scores.history if epoch >= 1), None)
+        first = next((value for _, epoch, value in scores.history if 1 <= epoch < 2), None)
         return _with(
             self._base(cell, pack, size, "failed" if error else "done", error),
             metric=metric,
