@@ -144,6 +144,10 @@ class Backbone:
         """Rows of the embedding table: token ids are below this."""
         return int(self._embed.num_embeddings)
 
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The base model's own parameters, on the device."""
+        return self._model.parameters()
+
     def weights(self) -> dict[str, torch.Tensor]:
         """Copies of the base model's parameters, float32 on the CPU, by name."""
         return {name: parameter.detach().cpu().float().clone() for name, parameter in self._model.named_parameters()}

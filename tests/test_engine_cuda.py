@@ -11,6 +11,7 @@ import pytest
 import torch
 from engine_samples import CLASSES, VALUES, accuracy, encoded, largest, logits, method, pack, slice_of
 
+from panda_fusion.activation_memory import activation_bytes
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.device import choose_device, choose_precision
 from panda_fusion.inference import pooled_vectors
@@ -142,3 +143,12 @@ def test_same_seeds_same_result_with_dropout(on_cuda: OnCuda) -> None:
         settings = replace(SETTINGS, dropout=0.2, backbone_dropout=0.1)
         found.append(train_pack(backbone, peft, starts, VALUES, data, settings).tensors["key"])
     assert largest(*found) <= 1e-5
+
+
+def test_the_memory_probe_agrees_with_the_allocator(on_cuda: OnCuda) -> None:
+    backbone = on_cuda("bert", torch.bfloat16)
+    found = activation_bytes(backbone, method("prefix:length=8"), 256, 64)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    activation_bytes(backbone, method("prefix:length=8"), 256, 64)
+    assert 0.7 * found < torch.cuda.max_memory_allocated() - before < 2.5 * found

@@ -21,22 +21,28 @@ PROBE_STEPS = 3
 
 
 def pack_size(backbone: Backbone, cells: tuple[Cell, ...]) -> int:
-    """Prompts that can be trained side by side in half of the memory that is free.
+    """Prompts that can be trained side by side in half of the memory that is free, texts being as long as they may.
 
-    A layer keeps about 17 hidden-sized values per token for its backward pass, and two and a half matrices of attention
-    weights per head (Korthikanti et al. count 34 bytes and 5 at two bytes a value); longest texts are assumed.
+    Every PEFT method is probed on the largest batch that any of its cells has; the other half of the memory is for
+    what a backward pass needs on the way, for data and for what other programs take meanwhile.
 
     Args:
         backbone: the frozen backbone, already loaded.
         cells: the cells that are to be trained.
     """
-    shape = backbone.shape
-    size = 4 if backbone.dtype == torch.float32 else 2
-    largest = 1
+    from panda_fusion.activation_memory import activation_bytes
+    from panda_fusion.plugin_manager import peft_methods
+
+    batches: dict[str, tuple[int, int]] = {}
     for cell in cells:
-        tokens = cell.max_length + 64
-        layer = 34 * shape.hidden + 5 * shape.heads * tokens
-        largest = max(largest, cell.batch_size * tokens * shape.layers * layer * size // 2)
+        if cell.trains:
+            batch = (cell.batch_size, cell.max_length)
+            batches[cell.method] = max(batch, batches.get(cell.method, batch), key=lambda sizes: sizes[0] * sizes[1])
+    largest = 1
+    for spec, (rows, tokens) in batches.items():
+        method = peft_methods().create(spec)
+        if method.packable:
+            largest = max(largest, activation_bytes(backbone, method, rows, tokens))
     if backbone.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(backbone.device)
         return int(max(1, min(LARGEST, free // 2 // largest)))
