@@ -14,6 +14,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nothing that a user keeps is read or written; tests of the cache name a folder of their own.
+os.environ["PANDA_FUSION_CACHE"] = ""
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone

@@ -190,6 +190,18 @@ def test_transfer_with_other_methods(work, tmp_path, options, fusion, kd, passes
     assert load_prompt(tmp_path / "out.safetensors").lineage.kd == kd
 
 
+def test_a_second_transfer_finds_the_teachers_predictions(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("PANDA_FUSION_CACHE", str(tmp_path / "cache"))
+    line = TRANSFER + " --source {w}/mood.safetensors --json -q --out "
+    passes = [
+        run(*work.words(line + name), cwd=tmp_path).json["teacher_forward_passes"]
+        for name in ("first.safetensors", "again.safetensors", "anew.safetensors --no-cache")
+    ]
+    assert passes == [1, 0, 1]
+    first, again, anew = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("first", "again", "anew"))
+    assert first == again == anew
+
+
 def test_transfer_to_a_regression_and_prediction_of_values(work, tmp_path):
     line = TRANSFER.replace("mood", "likeness") + " --source {w}/mood.safetensors --out out.safetensors --json -q"
     result = run(*work.words(line), cwd=tmp_path).json

@@ -67,7 +67,7 @@ def axis_table(results: Results, axis: Axis) -> Table | None:
         title=axis.title,
         note="PanDa's best scores, times 100: mean ± sample standard deviation over sources, seeds and all else."
         + axis.note,
-        label_columns=(axis.title.lower(),),
+        label_columns=(axis.title if axis.title[1].isupper() else axis.title[0].lower() + axis.title[1:],),
         columns=(*results.targets, "average"),
         rows=tuple(with_best(rows)),
     )
