@@ -73,9 +73,10 @@ def run(*words: str, cwd: Path) -> Done:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of a subprocess: offline, one thread."""
+    """The environment of a subprocess: offline, one thread, no cache."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PANDA_FUSION")}
-    return inherited | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | variables
+    own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PANDA_FUSION_CACHE": ""}
+    return inherited | own | variables
 
 
 def start(*words: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
