@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,30 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         make_plan(read_recipe(recipe(tmp_path, text)))
     with pytest.raises(RecipeError, match="needs `source_sets`"):
         make_plan(read_recipe(recipe(tmp_path, SMALL.replace("source_sets", "#"))))
+
+
+def test_what_the_backbone_does_not_take_is_said_before_anything_runs(
+    tmp_path: Path, tiny_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A decoder has no head for multiple choice; a length has no positions; both at once, and no folder is made."""
+    for split, rows in (("train", 4), ("validation", 2)):
+        lines = [{"question": "which", "one": f"a {i}", "two": f"b {i}", "label": i % 2} for i in range(rows)]
+        path = tmp_path / "data" / "pick" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = 'kind = "multiple-choice"\ninputs = ["question"]\nlabel = "label"\n[columns]\nchoices = ["one", "two"]\n'
+    (tmp_path / "data" / "pick" / "task.toml").write_text(task)
+    text = (
+        f'targets = ["{tmp_path}/data/pick", "tiny/nli"]\nsystems = "scratch"\n'
+        '[training]\nmax_length = 20\n[tasks."tiny/nli"]\nmax_length = 500\n'
+    )
+    words = ["matrix", str(recipe(tmp_path, text)), "--out", str(tmp_path / "out"), "--model", str(tiny_folder("opt"))]
+    assert main(words) == 1
+    message = capsys.readouterr().err
+    assert "The recipe has 2 problems, and nothing was run" in message
+    assert "has no head for multiple-choice tasks" in message
+    assert "texts of up to 500 tokens need 520 positions" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_axes_that_do_not_apply_make_no_cells(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +18,10 @@ from panda_fusion.matrix.recipe import Recipe
 from panda_fusion.model_name import check_model_name
 from panda_fusion.rows import load_task_data
 from panda_fusion.task_source import resolve_task
+
+if TYPE_CHECKING:
+    from panda_fusion.backbone import Backbone
+    from panda_fusion.task import Task
 
 SHOWN = 20
 """Problems that a message lists."""
@@ -28,11 +35,13 @@ class Plan:
         recipe: the recipe.
         cells: all cells, those that others need first.
         rows: training rows of every task, before any limit of the recipe.
+        tasks: the tasks by name.
     """
 
     recipe: Recipe
     cells: tuple[Cell, ...]
     rows: dict[str, int]
+    tasks: dict[str, Task]
 
     def packs(self, size: int) -> list[Pack]:
         """The packs, in the order in which they should be done."""
@@ -90,7 +99,7 @@ def make_plan(recipe: Recipe) -> Plan:
     _check_axes(recipe, problems)
     data = None if recipe.data is None else Path(recipe.data)
     rows: dict[str, int] = {}
-    kinds: dict[str, str] = {}
+    tasks: dict[str, Task] = {}
     names = [name for name in _sources(recipe) if not name.endswith(PROMPT_SUFFIX)]
     for name in dict.fromkeys((*names, *recipe.targets)):
         try:
@@ -98,7 +107,7 @@ def make_plan(recipe: Recipe) -> Plan:
         except PandaFusionError as error:
             note(error)
             continue
-        rows[name], kinds[name] = len(loaded.train), loaded.task.kind
+        rows[name], tasks[name] = len(loaded.train), loaded.task
     for name in _sources(recipe):
         if name.endswith(PROMPT_SUFFIX) and not Path(name).is_file():
             problems.append(f"Source {name!r} is no file; name a prompt file or a task")
@@ -109,12 +118,41 @@ def make_plan(recipe: Recipe) -> Plan:
         if cell.system == "panda":
             try:
                 plugins.fusions().create(cell.fusion or "single").check_sources(len(cell.sources))
-                plugins.kd_losses().create(cell.kd or "mse").check_kind(kinds[cell.target])
+                plugins.kd_losses().create(cell.kd or "mse").check_kind(tasks[cell.target].kind)
             except PandaFusionError as error:
                 note(type(error)(f"Target {cell.target!r}: {error}"))
     if problems:
         raise _all_at_once(problems)
-    return Plan(recipe, tuple(cells), rows)
+    return Plan(recipe, tuple(cells), rows, tasks)
+
+
+def check_backbone(plan: Plan, backbone: Backbone) -> None:
+    """Check that the backbone takes every cell: task kinds, PEFT methods, lengths.
+
+    Raises:
+        RecipeError: everything that it does not take, at once.
+    """
+    import torch
+
+    problems: dict[str, None] = {}
+
+    def note(about: str, check: Callable[[], object]) -> None:
+        try:
+            check()
+        except PandaFusionError as error:
+            problems[f"{about}: {str(error).rstrip('.')}"] = None
+
+    for name in dict.fromkeys(cell.target for cell in plan.cells):
+        task = plan.tasks[name]
+        note(f"Target {name!r}", partial(backbone.head, task.outputs, task.kind))
+    for spec in dict.fromkeys(cell.method for cell in plan.cells):
+        method = plugins.peft_methods().create(spec)
+        if method.packable:  # one that is not changes the backbone's own weights, which are there
+            note(f"PEFT method {spec}", partial(method.create, backbone, torch.Generator()))
+        for name, length in dict.fromkeys((c.target, c.max_length) for c in plan.cells if c.method == spec):
+            note(f"Target {name!r} with {spec}", partial(backbone.check_length, method.virtual_tokens(), length))
+    if problems:
+        raise _all_at_once(list(problems))
 
 
 def _sources(recipe: Recipe) -> tuple[str, ...]:

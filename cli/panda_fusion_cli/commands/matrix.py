@@ -75,7 +75,7 @@ def command(
     work on one folder.
     """
     started = time.perf_counter()
-    from panda_fusion.matrix.plan import make_plan
+    from panda_fusion.matrix.plan import check_backbone, make_plan
     from panda_fusion.matrix.recipe import read_recipe
     from panda_fusion.plugin_manager import executors
 
@@ -91,6 +91,7 @@ def command(
 
     job = WorkerJob(plan, out, None, device, precision, retry_failed, gradient_checkpointing)  # type: ignore[arg-type]
     backbone = open_worker_backbone(job)
+    check_backbone(plan, backbone)
     if pack_size is None:
         from panda_fusion.matrix.estimate import pack_size as fitting
 
@@ -163,11 +164,13 @@ def _show_plan(output: Output, plan: Plan, pack_size: int | None, device: Any, p
     size = pack_size or LARGEST
     if probe:
         from panda_fusion.matrix import estimate
+        from panda_fusion.matrix.plan import check_backbone
         from panda_fusion.matrix.work import WorkerJob, open_worker_backbone
         from panda_fusion.matrix.workshop import Workshop
 
         job = WorkerJob(plan, Path(), None, device, precision)  # type: ignore[arg-type]
         backbone = open_worker_backbone(job)
+        check_backbone(plan, backbone)
         size = pack_size or estimate.pack_size(backbone, plan.cells)
         data = None if plan.recipe.data is None else Path(plan.recipe.data)
         cell = next(cell for cell in plan.cells if cell.trains)
