@@ -228,7 +228,21 @@ def sweep_claims(sweeps: dict[str, Results]) -> list[Claim]:
         return sweeps[sweep].of("panda") if sweep in sweeps else []
 
     losses, weights, teachers, similar = map(panda, ("table-7", "figure-4", "table-5", "table-6"))
-    claims = []
+    longer = sweeps.get("longer")
+    claims = [
+        judged(
+            "PanDa is better than vanilla transfer, trained for longer",
+            "as above",
+            None if longer is None else paired(panda("longer"), longer.of("vanilla"), transfer),
+            "PanDa minus vanilla",
+        ),
+        judged(
+            "PanDa is better than prompt tuning, trained for longer",
+            "as above",
+            None if longer is None else paired(panda("longer"), longer.scratch, own),
+            "PanDa minus scratch",
+        ),
+    ]
     for other in ("kl", "ce"):
         claims.append(
             judged(
