@@ -85,16 +85,15 @@ class MatrixProgress:
 
     def _show(self, done: int, failed: int, what: str, waiting: bool) -> None:
         minutes = (time.perf_counter() - self._begun) / 60
-        rate = (done - self._done_before) / minutes if minutes > 0 else 0.0
+        rate = max(0, done - self._done_before) / minutes if minutes > 0 else 0.0
+        rest = len(self._cells) - done - failed
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, description=printable(what), rate=f"{rate:.1f}/min")
             return
         if self._output.quiet or (waiting and self._said_waiting):
             return
         self._said_waiting = waiting
-        left = (
-            f", about {(len(self._cells) - done) / rate:.0f} min left" if rate > 0 and done < len(self._cells) else ""
-        )
+        left = f", about {rest / rate:.0f} min left" if rate > 0 and rest > 0 else ""
         broken = f", {failed} failed" if failed else ""
         print(
             f"[{done}/{len(self._cells)} cells{broken}, {rate:.1f}/min{left}] {printable(what)}",

@@ -20,7 +20,7 @@ CPU_LARGEST = 16
 PROBE_STEPS = 3
 
 
-def pack_size(backbone: Backbone, cells: tuple[Cell, ...]) -> int:
+def pack_size(backbone: Backbone, cells: tuple[Cell, ...], workers: int = 1) -> int:
     """Prompts that can be trained side by side in half of the memory that is free, texts being as long as they may.
 
     Every PEFT method is probed on the largest batch that any of its cells has; the other half of the memory is for
@@ -29,6 +29,7 @@ def pack_size(backbone: Backbone, cells: tuple[Cell, ...]) -> int:
     Args:
         backbone: the frozen backbone, already loaded.
         cells: the cells that are to be trained.
+        workers: processes that share the memory, spread over the GPUs.
     """
     from panda_fusion.activation_memory import activation_bytes
     from panda_fusion.plugin_manager import peft_methods
@@ -45,10 +46,11 @@ def pack_size(backbone: Backbone, cells: tuple[Cell, ...]) -> int:
             largest = max(largest, activation_bytes(backbone, method, rows, tokens))
     if backbone.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(backbone.device)
+        free //= -(-workers // torch.cuda.device_count())
         return int(max(1, min(LARGEST, free // 2 // largest)))
     import psutil
 
-    return int(max(1, min(CPU_LARGEST, psutil.virtual_memory().available // 2 // largest)))
+    return int(max(1, min(CPU_LARGEST, psutil.virtual_memory().available // workers // 2 // largest)))
 
 
 def rows_per_second(backbone: Backbone, encoded: EncodedTask, cell: Cell) -> float:
@@ -75,5 +77,4 @@ def rows_per_second(backbone: Backbone, encoded: EncodedTask, cell: Cell) -> flo
 def seconds(plan: Plan, rate: float) -> float:
     """A rough time for a plan: training rows at `rate` rows a second, and a third of that for rows that pass forward
     only (teachers; evaluations are not counted)."""
-    forward = sum(len(cell.sources) * plan.rows[cell.target] for cell in plan.cells if cell.system == "panda")
-    return (sum(plan.training_rows(cell) for cell in plan.cells) + forward / 3) / rate
+    return (sum(plan.training_rows(cell) for cell in plan.cells) + plan.teacher_rows() / 3) / rate

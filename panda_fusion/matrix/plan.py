@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from panda_fusion import plugin_manager as plugins
+from panda_fusion import prompt_file
 from panda_fusion.errors import PandaFusionError, RecipeError
 from panda_fusion.matrix.cells import PROMPT_SUFFIX, Cell, expand
 from panda_fusion.matrix.packs import Pack, make_packs
@@ -21,6 +22,7 @@ from panda_fusion.task_source import resolve_task
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
+    from panda_fusion.prompt import Prompt
     from panda_fusion.task import Task
 
 SHOWN = 20
@@ -51,20 +53,32 @@ class Plan:
         """Rows that pass forward and backward for a cell's own training."""
         if not cell.trains:
             return 0
-        rows = min(self.rows[cell.target], cell.samples or self.rows[cell.target])
+        rows = self._rows(cell)
         if cell.max_steps is None:
             return cell.epochs * rows
         return min(cell.epochs * rows, cell.max_steps * cell.batch_size)
 
     def teacher_passes(self) -> int:
         """Forward passes of teachers over a training set; cells that differ in lambda alone share theirs."""
+        return sum(passes for _, passes in self._teachers())
+
+    def teacher_rows(self) -> int:
+        """Rows of those passes."""
+        return sum(passes * self._rows(cell) for cell, passes in self._teachers())
+
+    def _rows(self, cell: Cell) -> int:
+        """Training rows of a cell's target."""
+        return min(self.rows[cell.target], cell.samples or self.rows[cell.target])
+
+    def _teachers(self) -> list[tuple[Cell, int]]:
+        """Passes of teachers, with one of the cells that they are for."""
         passes = {}
         for cell in self.cells:
             if cell.system == "panda":
                 early = plugins.fusions().create(cell.fusion or "single").name == "early"
                 key = msgspec.json.encode(msgspec.structs.replace(cell, lambda_=None, asked=True), order="sorted")
-                passes[key] = 1 if early else len(cell.sources)
-        return sum(passes.values())
+                passes[key] = cell, 1 if early else len(cell.sources)
+        return list(passes.values())
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -109,8 +123,15 @@ def make_plan(recipe: Recipe) -> Plan:
             continue
         rows[name], tasks[name] = len(loaded.train), loaded.task
     for name in _sources(recipe):
-        if name.endswith(PROMPT_SUFFIX) and not Path(name).is_file():
+        if not name.endswith(PROMPT_SUFFIX):
+            continue
+        if not Path(name).is_file():
             problems.append(f"Source {name!r} is no file; name a prompt file or a task")
+            continue
+        try:
+            prompt_file.load_prompt(name)
+        except PandaFusionError as error:
+            note(error)
     if problems:
         raise _all_at_once(problems)
     cells = expand(recipe)
@@ -127,7 +148,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def check_backbone(plan: Plan, backbone: Backbone) -> None:
-    """Check that the backbone takes every cell: task kinds, PEFT methods, lengths.
+    """Check that the backbone takes every cell: task kinds, PEFT methods, lengths, prompt files.
 
     Raises:
         RecipeError: everything that it does not take, at once.
@@ -151,8 +172,22 @@ def check_backbone(plan: Plan, backbone: Backbone) -> None:
             note(f"PEFT method {spec}", partial(method.create, backbone, torch.Generator()))
         for name, length in dict.fromkeys((c.target, c.max_length) for c in plan.cells if c.method == spec):
             note(f"Target {name!r} with {spec}", partial(backbone.check_length, method.virtual_tokens(), length))
+    for name in dict.fromkeys(name for cell in plan.cells for name in cell.files):
+        prompt = prompt_file.load_prompt(name)
+        methods = {c.method for c in plan.cells if c.system == "vanilla" and c.sources == (name,)}
+        note(f"Source {name!r}", partial(_check_prompt, prompt, backbone, sorted(methods)))
     if problems:
         raise _all_at_once(list(problems))
+
+
+def _check_prompt(prompt: Prompt, backbone: Backbone, methods: list[str]) -> None:
+    """Check that a prompt file is of the backbone, and that training with these PEFT methods can start from it."""
+    from panda_fusion.sources import start_from
+
+    prompt_file.check_backbone(prompt, backbone.info, backbone.name)
+    prompt_file.check_stored(prompt, backbone)
+    for spec in methods:
+        start_from(prompt, plugins.peft_methods().create(spec), backbone.shape)
 
 
 def _sources(recipe: Recipe) -> tuple[str, ...]:

@@ -134,6 +134,10 @@ def read_recipe(path: Path, model: str | None = None, data: Path | None = None) 
     for name in _AXES:
         if name in document and not document[name]:
             raise RecipeError(f"Recipe {where}: `{name}` is an empty list; give at least one value or leave it out.")
+    if () in recipe.source_sets:
+        raise RecipeError(
+            f"Recipe {where}: `source_sets` holds an empty set; name the sources to fuse, or leave it out."
+        )
     for place, settings in _settings(recipe):
         for name in ("lr", "samples"):
             if getattr(settings, name) == ():

@@ -71,24 +71,23 @@ def append_records(folder: Path, records: Sequence[CellRecord]) -> None:
     """
     path = folder / FILE
     lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-    with FileLock(folder / f"{FILE}.lock"):
-        try:
-            with path.open("ab") as file:
-                before = file.tell()
-                try:
-                    if before and not _ends_a_line(path):
-                        file.write(b"\n")
-                    file.write(lines)
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(path, before)
-                    raise
-        except OSError as error:
-            raise OutputError(
-                f"Cannot write {printable(str(path))}: {(error.strerror or str(error)).lower()}; the records that it "
-                "holds are kept, so make room and run the same command again."
-            ) from error
+    try:
+        # Unbuffered: what a full disk did not take must not be written again when the file is closed.
+        with FileLock(folder / f"{FILE}.lock"), path.open("ab", buffering=0) as file:
+            before = file.tell()
+            rest = memoryview(lines if not before or _ends_a_line(path) else b"\n" + lines)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, before)
+                raise
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {printable(str(path))}: {(error.strerror or str(error)).lower()}; the records that it "
+            "holds are kept, so make room and run the same command again."
+        ) from error
 
 
 def _ends_a_line(path: Path) -> bool:

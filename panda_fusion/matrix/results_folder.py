@@ -10,7 +10,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from panda_fusion import atomic_write
-from panda_fusion.errors import RecipeError
+from panda_fusion.errors import OutputError, RecipeError
 from panda_fusion.matrix.cells import Cell, digest
 from panda_fusion.matrix.recipe import Recipe
 from panda_fusion.printable import printable
@@ -56,8 +56,11 @@ def open_folder(folder: Path, recipe: Recipe, pack_size: int) -> State:
     path = folder / STATE
     own = recipe_digest(recipe)
     atomic_write.check_writable(path)
-    (folder / CLAIMS).mkdir(parents=True, exist_ok=True)
-    (folder / PROMPTS).mkdir(exist_ok=True)
+    for name in (CLAIMS, PROMPTS):
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(folder / name, error) from error
     with FileLock(folder / f"{STATE}.lock"):
         if not path.exists():
             state = State(recipe=own, pack_size=pack_size)
@@ -91,6 +94,9 @@ def claim(folder: Path, pack: str) -> Iterator[bool]:
 
     Yields:
         Whether the claim succeeded; False while another process works on the pack.
+
+    Raises:
+        OutputError: the file of the lock cannot be made (a full disk, say).
     """
     lock = FileLock(folder / CLAIMS / f"{pack}.lock")
     try:
@@ -98,10 +104,19 @@ def claim(folder: Path, pack: str) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise _cannot_write(folder / CLAIMS, error) from error
     try:
         yield True
     finally:
         lock.release()
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write {printable(str(path))}: {(error.strerror or str(error)).lower()}; correct that and run the same "
+        "command again."
+    )
 
 
 def kept(recipe: Recipe, cells: list[Cell]) -> set[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda_fusion.errors import OutputError
+from panda_fusion.errors import OutputError, TrainingError
 from panda_fusion.matrix.cells import Cell
 from panda_fusion.matrix.packs import Pack
 from panda_fusion.matrix.records import append_records, read_records
@@ -59,12 +59,14 @@ def run_packs(
         KeyboardInterrupt: Ctrl-C; the pack under way is not recorded.
     """
     cells = {cell.id for pack in packs for cell in pack.cells}
-    again = set(read_records(folder).failed) & cells if retry_failed else set()
+    again = dict(read_records(folder).failed) if retry_failed else {}
+    given_up: set[str] = set()  # finished once, their prompt files lost, and failed now
     while True:
         records = read_records(folder)
         lost = {id for id in workshop.kept if id in records.done and not prompt_path(folder, id).exists()}
         done = set(records.done) - lost
-        failed = set(records.failed) - again
+        # Another process may have tried one of them meanwhile: its new record is an answer.
+        failed = {id for id, record in records.failed.items() if again.get(id) != record} | (lost & given_up)
 
         def so_far(pack: Pack | None = None, waiting: bool = False, d: set[str] = done, f: set[str] = failed) -> None:
             report(Progress(len(cells), len(d & cells), len(f & cells), pack, waiting))
@@ -76,13 +78,13 @@ def run_packs(
         worked = False
         for pack in open_packs:
             broken = pack.needs & failed
-            if not broken and not pack.needs <= done:
+            if not pack.needs <= done | failed:
                 continue
             with claim(folder, pack.id) as mine:
                 if not mine:
                     continue
                 now = read_records(folder)
-                if set(now.done) | set(now.failed) != set(records.done) | set(records.failed):
+                if now.done.keys() != records.done.keys() or now.failed != records.failed:
                     worked = True  # somebody was faster: look again
                     break
                 so_far(pack)
@@ -93,7 +95,9 @@ def run_packs(
                     made += _run(able, workshop, pack)
                 wanted = {cell.id for cell in missing}
                 append_records(folder, [record for record in made if record.cell in wanted])
-                again -= wanted
+                given_up |= {record.cell for record in made if record.status == "failed"} & lost
+                for id in wanted:
+                    again.pop(id, None)
                 worked = True
             break
         if not worked:
@@ -119,6 +123,6 @@ def _without_sources(cells: Sequence[Cell], failed: set[str], workshop: Workshop
     for cell in cells:
         missing = sorted(set(cell.needs) & failed)
         if missing:
-            reason = RuntimeError(f"It is made of cell {missing[0]}, which failed; see that cell's error.")
+            reason = TrainingError(f"It is made of cell {missing[0]}, which failed; see that cell's error.")
             records.append(workshop.failed(cell, pack.id, reason))
     return records

@@ -15,7 +15,7 @@ from panda_fusion import plugin_manager as plugins
 from panda_fusion.backbone import Backbone
 from panda_fusion.device import precision_name
 from panda_fusion.distillation import DistillationMethods, TeacherSignal, teacher_signal
-from panda_fusion.encoded_task import EncodedTask
+from panda_fusion.encoded_task import EncodedTask, encode_task
 from panda_fusion.errors import TrainingError
 from panda_fusion.matrix.cells import Cell
 from panda_fusion.matrix.results_folder import prompt_path
@@ -25,7 +25,7 @@ from panda_fusion.prompt import Lineage, Prompt
 from panda_fusion.prompt_file import check_backbone, check_stored, load_prompt, save_prompt
 from panda_fusion.ranking import score_sources
 from panda_fusion.rows import TaskData, load_task_data
-from panda_fusion.run import RunSettings, finished_prompts, prepare, train_students
+from panda_fusion.run import RunSettings, finished_prompts, train_students
 from panda_fusion.similarity import Similarity
 from panda_fusion.sources import source_info, start_from, transfer_lineage
 from panda_fusion.students import new_students
@@ -125,13 +125,15 @@ class Workshop:
         return self._task(cell, plugins.peft_methods().create(cell.method))
 
     def _task(self, cell: Cell, method: PEFTMethod) -> EncodedTask:
-        key = (cell.target, cell.samples, cell.max_length, cell.select_on, method.virtual_tokens())
+        # The texts do not depend on the method: a sweep of prompt lengths keeps them once.
+        key = (cell.target, cell.samples, cell.max_length, cell.select_on)
+        self.backbone.check_length(method.virtual_tokens(), cell.max_length)
         if key not in self._encoded:
             data = self._task_data(cell.target)
             if cell.samples is not None and cell.samples < len(data.train):
                 order = np.random.default_rng(SAMPLE_SEED).permutation(len(data.train))[: cell.samples]
                 data = replace(data, train=data.train.select(sorted(order.tolist())))
-            self._encoded[key] = prepare(self.backbone, method, data, _settings(cell))
+            self._encoded[key] = encode_task(self.backbone, data, cell.max_length, cell.select_on)
         return self._encoded[key]
 
     def _prompt(self, path: Path) -> Prompt:
@@ -151,7 +153,7 @@ class Workshop:
 
     def _own(self, cell: Cell) -> Prompt | None:
         """The target's own prompt, where the cell needs one."""
-        trained = len(cell.sources) - len(cell.files)
+        trained = sum(name not in cell.files for name in cell.sources)
         return self._prompt(prompt_path(self.folder, cell.needs[trained])) if len(cell.needs) > trained else None
 
     def _plan(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from panda_fusion import hookimpl
+from panda_fusion.errors import TrainingError
 from panda_fusion.executor import Executor, Job, Result
 from panda_fusion.hookspecs import RegisterMethod
 from panda_fusion.method import Options
@@ -67,12 +68,14 @@ def _side_by_side(function: Callable[[Any], Any], jobs: list[Any], most: int) ->
                 job, process = running.pop(ready)
                 try:
                     result = ready.recv()  # type: ignore[union-attr, call-arg]
-                except EOFError:
+                except (EOFError, OSError):
                     process.join()
-                    result = RuntimeError(
+                    result = TrainingError(
                         f"The process of a job ended with exit code {process.exitcode} and no result; it may have run "
-                        "out of memory."
+                        "out of memory: run it again, with fewer processes if memory was short."
                     )
+                except Exception as error:  # exceptions that can be pickled and not read again
+                    result = TrainingError(f"A job's result cannot be read: {error}; see its output above.")
                 process.join()
                 yield job, result
     finally:
@@ -83,6 +86,9 @@ def _side_by_side(function: Callable[[Any], Any], jobs: list[Any], most: int) ->
 
 def _work(function: Callable[[Any], Any], job: Any, sender: Connection) -> None:
     """The body of a process: at the top level, so that it can be sent."""
+    import threading
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = function(job)
     except BaseException as error:
@@ -91,6 +97,18 @@ def _work(function: Callable[[Any], Any], job: Any, sender: Connection) -> None:
         sender.send(result)
     except Exception as error:  # what cannot be pickled
         sender.send(RuntimeError(f"A job's result cannot be sent back: {error}"))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody would know that it goes on."""
+    import multiprocessing
+    import os
+    from multiprocessing import connection
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @hookimpl

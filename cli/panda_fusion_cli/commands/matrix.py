@@ -81,21 +81,22 @@ def command(
 
     chosen = executors().create(executor)
     plan = make_plan(read_recipe(recipe_path, model, data_dir))
+    how = {"device": device, "precision": precision, "gradient_checkpointing": gradient_checkpointing}
     if dry_run:
-        _show_plan(output, plan, pack_size, device, precision, probe=not no_probe)
+        _show_plan(output, plan, pack_size, None if no_probe else how, chosen.workers())
         return
     from panda_fusion.matrix.records import read_records
     from panda_fusion.matrix.results_folder import open_folder
     from panda_fusion.matrix.work import WorkerJob, open_worker_backbone, work
     from panda_fusion_cli.matrix_progress import matrix_progress
 
-    job = WorkerJob(plan, out, None, device, precision, retry_failed, gradient_checkpointing)  # type: ignore[arg-type]
+    job = WorkerJob(plan, out, None, retry_failed=retry_failed, **how)  # type: ignore[arg-type]
     backbone = open_worker_backbone(job)
     check_backbone(plan, backbone)
     if pack_size is None:
         from panda_fusion.matrix.estimate import pack_size as fitting
 
-        pack_size = fitting(backbone, plan.cells)
+        pack_size = fitting(backbone, plan.cells, chosen.workers())
     state = open_folder(out, plan.recipe, pack_size)
     job = replace(job, state=state)
     before = read_records(out)
@@ -110,7 +111,7 @@ def command(
             work(job, backbone, progress.report)
         else:
             del backbone
-            _run_workers(chosen, job, progress, out)
+            _run_workers(output, chosen, job, progress)
     records = read_records(out)
     cells = {cell.id for cell in plan.cells}
     failed = [record for id, record in records.failed.items() if id in cells]
@@ -134,14 +135,15 @@ def command(
         raise TrainingError(f"{len(failed)} of {len(cells)} cells failed; --retry-failed runs them again.")
 
 
-def _run_workers(chosen: Any, job: WorkerJob, progress: Any, out: Path) -> None:
+def _run_workers(output: Output, chosen: Any, job: WorkerJob, progress: Any) -> None:
     """Several workers on one folder; this process watches the records."""
     import threading
 
+    from panda_fusion.matrix.records import read_records
     from panda_fusion.matrix.work import work
 
     ended = threading.Event()
-    watcher = threading.Thread(target=progress.watch, args=(out, ended), daemon=True)
+    watcher = threading.Thread(target=progress.watch, args=(job.folder, ended), daemon=True)
     watcher.start()
     jobs = [replace(job, number=number, workers=chosen.workers()) for number in range(chosen.workers())]
     errors = []
@@ -153,25 +155,27 @@ def _run_workers(chosen: Any, job: WorkerJob, progress: Any, out: Path) -> None:
         ended.set()
         watcher.join()
     if errors:
-        raise errors[0]
+        records = read_records(job.folder)
+        if {cell.id for cell in job.plan.cells} - set(records.done) - set(records.failed):
+            raise errors[0]
+        output.warn(f"A worker ended early, and the others did its work: {errors[0]}")
 
 
-def _show_plan(output: Output, plan: Plan, pack_size: int | None, device: Any, precision: Any, probe: bool) -> None:
-    """The plan, and an estimate of its time."""
+def _show_plan(output: Output, plan: Plan, pack_size: int | None, probe: dict[str, Any] | None, workers: int) -> None:
+    """The plan, and an estimate of its time from a probe: device, precision and checkpointing, or None."""
     from panda_fusion.matrix.packs import LARGEST
 
     seconds = rate = None
     size = pack_size or LARGEST
-    if probe:
+    if probe is not None:
         from panda_fusion.matrix import estimate
         from panda_fusion.matrix.plan import check_backbone
         from panda_fusion.matrix.work import WorkerJob, open_worker_backbone
         from panda_fusion.matrix.workshop import Workshop
 
-        job = WorkerJob(plan, Path(), None, device, precision)  # type: ignore[arg-type]
-        backbone = open_worker_backbone(job)
+        backbone = open_worker_backbone(WorkerJob(plan, Path(), None, **probe))  # type: ignore[arg-type]
         check_backbone(plan, backbone)
-        size = pack_size or estimate.pack_size(backbone, plan.cells)
+        size = pack_size or estimate.pack_size(backbone, plan.cells, workers)
         data = None if plan.recipe.data is None else Path(plan.recipe.data)
         cell = next(cell for cell in plan.cells if cell.trains)
         rate = estimate.rows_per_second(backbone, Workshop(backbone, data, Path(), "", set()).encoded(cell), cell)
