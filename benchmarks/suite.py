@@ -38,7 +38,7 @@ OTHERS = {
     "evaluation": ("evaluation.py", "--task rte"),
     "overhead": ("panda_overhead.py", "--task rte"),
     "ranking": ("ranking.py", "--task rte"),
-    "parity": ("parity.py", "--task cb --epochs 6"),
+    "parity": ("parity.py", "--task cb --epochs 5"),
 }
 
 
