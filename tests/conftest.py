@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Before anything imports torch: tests run side by side, and tiny tensors gain nothing from many threads.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before anything imports torch: tests run side by side, tiny tensors gain nothing from threads, and two workers of two
+# threads on two cores wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Nothing that a user keeps is read or written; tests of the cache name a folder of their own.
