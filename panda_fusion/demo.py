@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from panda_fusion import plugin_manager as plugins
 from panda_fusion.backbone import TINY, load_backbone
 from panda_fusion.comparison import Comparison, Spread, System, compare
-from panda_fusion.distillation import DistillationMethods
+from panda_fusion.distillation import DistillationMethods, named_methods
 from panda_fusion.prompt_file import file_sha256, save_prompt
 from panda_fusion.ranking import Ranked, ranked, score_sources, train_probe
 from panda_fusion.rows import load_task_data
@@ -144,12 +144,7 @@ def _systems(sources: dict[str, Prompt], order: Sequence[Ranked]) -> list[System
 
 
 def _panda(fusion: str) -> DistillationMethods:
-    return DistillationMethods(
-        teacher=plugins.teachers().create("target-like"),
-        fusion=plugins.fusions().create(fusion),
-        kd=plugins.kd_losses().create("mse"),
-        lambda_=0.05,
-    )
+    return named_methods("target-like", fusion, "mse")
 
 
 def comparison_table(demo: Demo) -> list[tuple[str, str, str]]:

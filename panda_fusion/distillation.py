@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from panda_fusion import plugin_manager as plugins
 from panda_fusion.errors import TrainingError
 from panda_fusion.fusion import Fusion, PredictionFusion, PromptFusion, TrainingView
 from panda_fusion.head_fit import fit_heads
@@ -74,6 +75,20 @@ class TeacherSignal:
     forward_passes: int
     build_seconds: float
     forward_seconds: float
+
+
+def named_methods(teacher: str, fusion: str, kd: str, lambda_: float = 0.05) -> DistillationMethods:
+    """The methods of these method strings.
+
+    Raises:
+        PandaFusionError: a method does not exist or has wrong options.
+    """
+    return DistillationMethods(
+        teacher=plugins.teachers().create(teacher),
+        fusion=plugins.fusions().create(fusion),
+        kd=plugins.kd_losses().create(kd),
+        lambda_=lambda_,
+    )
 
 
 def check_methods(methods: DistillationMethods, sources: int, kind: str) -> None:

@@ -175,12 +175,17 @@ def _training_record(
         "steps": pack.steps,
         "device": backbone.device.type,
         "precision": precision_name(backbone.dtype),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
     }
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result, by distribution; `not installed` for a bare source tree."""
+
+    def version(distribution: str) -> str:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {name: version(name) for name in LIBRARIES}

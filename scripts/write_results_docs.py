@@ -22,7 +22,7 @@ from pathlib import Path
 
 from panda_fusion.errors import RecipeError
 from panda_fusion.matrix_record import CellRecord
-from panda_fusion.report.results import Results, load_results
+from panda_fusion.report.results import Results, load_results, short
 from panda_fusion.report.statistics import Difference, difference, spearman
 from panda_fusion.report.tables import all_tables
 from panda_fusion.report.text_files import markdown
@@ -93,11 +93,6 @@ def transfer(record: CellRecord) -> object:
 def own(record: CellRecord) -> object:
     """What systems with different sources are paired by."""
     return (record.target, record.seed)
-
-
-def short(spec: str | None) -> str:
-    """The name in a method string."""
-    return (spec or "").partition(":")[0]
 
 
 def study_claims(study: Results) -> list[Claim]:

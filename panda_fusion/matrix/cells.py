@@ -15,6 +15,8 @@ from panda_fusion.matrix_record import System
 from panda_fusion.prompt_file import file_sha256
 
 PROMPT_SUFFIX = ".safetensors"
+Role = Literal["source", "target", "full"]
+"""Whose training settings a cell takes."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +123,7 @@ class _Expansion:
         sources = {id: cell for id, cell in self.made.items() if not cell.asked}
         return {**sources, **self.made, **self.full, **self.later}
 
-    def _common(self, task: str, role: Literal["source", "target", "full"]) -> dict[str, Any]:
+    def _common(self, task: str, role: Role) -> dict[str, Any]:
         said = settings_of(self.recipe, task, role)
         assert self.recipe.model is not None
         return {
@@ -136,7 +138,7 @@ class _Expansion:
             "select_on": self.recipe.select_on,
         }
 
-    def _sweep(self, task: str, role: Literal["source", "target", "full"]) -> list[tuple[float | None, int | None]]:
+    def _sweep(self, task: str, role: Role) -> list[tuple[float | None, int | None]]:
         """Learning rates (None: the method's own) times numbers of training rows (None: all)."""
         said = settings_of(self.recipe, task, role)
         return list(product(_values(said.get("lr")), _values(said.get("samples"))))
@@ -145,33 +147,35 @@ class _Expansion:
         self, task: str, method: Any, seed: int, rate: float | None, samples: int | None, asked: bool = True
     ) -> str:
         """Plan a prompt from scratch on a target; its identifier."""
-        return self._keep(
-            Cell(
-                system="scratch",
-                target=task,
-                method=method.spec,
-                learning_rate=method.learning_rate if rate is None else rate,
-                samples=samples,
-                seed=seed,
-                asked=asked,
-                **self._common(task, "target"),
-            )
-        )
+        return self._keep(self._alone("scratch", "target", task, method, seed, rate, samples, asked))
 
     def _source(self, task: str, method: Any, seed: int) -> str:
         """Plan a source prompt; its identifier. Sweeps are of the targets: a source takes the first value."""
         rate, samples = self._sweep(task, "source")[0]
-        return self._keep(
-            Cell(
-                system="scratch",
-                target=task,
-                method=method.spec,
-                learning_rate=method.learning_rate if rate is None else rate,
-                samples=samples,
-                seed=seed + self.recipe.source_seed_offset,
-                asked=False,
-                **self._common(task, "source"),
-            )
+        seed += self.recipe.source_seed_offset
+        return self._keep(self._alone("scratch", "source", task, method, seed, rate, samples, asked=False))
+
+    def _alone(
+        self,
+        system: System,
+        role: Role,
+        task: str,
+        method: Any,
+        seed: int,
+        rate: float | None,
+        samples: int | None,
+        asked: bool = True,
+    ) -> Cell:
+        """A cell that needs no other; a rate of None is the method's own."""
+        return Cell(
+            system=system,
+            target=task,
+            method=method.spec,
+            learning_rate=method.learning_rate if rate is None else rate,
+            samples=samples,
+            seed=seed,
+            asked=asked,
+            **self._common(task, role),
         )
 
     def _keep(self, cell: Cell) -> str:
@@ -183,15 +187,7 @@ class _Expansion:
     def _full(self, target: str) -> None:
         method = plugins.peft_methods().create("full")
         for (rate, samples), seed in product(self._sweep(target, "full"), self.recipe.seeds):
-            cell = Cell(
-                system="full",
-                target=target,
-                method=method.spec,
-                learning_rate=method.learning_rate if rate is None else rate,
-                samples=samples,
-                seed=seed,
-                **self._common(target, "full"),
-            )
+            cell = self._alone("full", "full", target, method, seed, rate, samples)
             self.full[cell.id] = cell
 
     def _transfer(self, system: System, target: str, sources: tuple[str, ...], teacher: str, fusion: str) -> None:

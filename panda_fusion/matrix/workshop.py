@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import numpy as np
 
 from panda_fusion import plugin_manager as plugins
 from panda_fusion.backbone import Backbone
 from panda_fusion.device import precision_name
-from panda_fusion.distillation import DistillationMethods, TeacherSignal, teacher_signal
+from panda_fusion.distillation import DistillationMethods, TeacherSignal, named_methods, teacher_signal
 from panda_fusion.encoded_task import EncodedTask, encode_task
 from panda_fusion.errors import TrainingError
 from panda_fusion.matrix.cells import Cell
@@ -25,15 +26,13 @@ from panda_fusion.prompt import Lineage, Prompt
 from panda_fusion.prompt_file import check_backbone, check_stored, load_prompt, save_prompt
 from panda_fusion.ranking import score_sources
 from panda_fusion.rows import TaskData, load_task_data
-from panda_fusion.run import RunSettings, finished_prompts, train_students
+from panda_fusion.run import RunSettings, finished_prompts, library_versions, train_students
 from panda_fusion.similarity import Similarity
 from panda_fusion.sources import source_info, start_from, transfer_lineage
 from panda_fusion.students import new_students
-from panda_fusion.task import Task
 from panda_fusion.task_source import resolve_task
 from panda_fusion.trainer import Distillation, Student, TrainedPack, TrainSettings
 
-LIBRARIES = ("panda-fusion", "torch", "transformers")
 SAMPLE_SEED = 0
 """Draws the training rows of a recipe that limits them: the same ones for all systems and seeds."""
 
@@ -264,11 +263,13 @@ class Workshop:
             prompt=None if path is None else str(path.relative_to(self.folder)),
         )
 
-    def _base(self, cell: Cell, pack: str, size: int, status: str, error: str | None = None) -> CellRecord:
+    def _base(
+        self, cell: Cell, pack: str, size: int, status: Literal["done", "failed"], error: str | None = None
+    ) -> CellRecord:
         return CellRecord(
             cell=cell.id,
             recipe=self.recipe,
-            status=status,  # type: ignore[arg-type]
+            status=status,
             error=error,
             system=cell.system,
             model=Path(cell.model).name,
@@ -292,14 +293,14 @@ class Workshop:
             pack_size=size,
             device=self.backbone.device.type,
             precision=precision_name(self.backbone.dtype),
-            versions={name: importlib.metadata.version(name) for name in LIBRARIES},
+            versions=library_versions(),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
     def _type(self, name: str) -> str:
         """The task type of Table I, or the kind where it has none."""
-        task: Task = resolve_task(name, self.data)
-        return getattr(task, "type", "") or task.kind
+        task = resolve_task(name, self.data)
+        return task.type or task.kind
 
 
 def _settings(cell: Cell) -> RunSettings:
@@ -324,13 +325,9 @@ def _methods(cell: Cell) -> tuple[DistillationMethods, Similarity]:
     assert cell.kd is not None
     assert cell.lambda_ is not None
     assert cell.similarity is not None
-    methods = DistillationMethods(
-        teacher=plugins.teachers().create(cell.teacher),
-        fusion=plugins.fusions().create(cell.fusion),
-        kd=plugins.kd_losses().create(cell.kd),
-        lambda_=cell.lambda_,
+    return named_methods(cell.teacher, cell.fusion, cell.kd, cell.lambda_), plugins.similarities().create(
+        cell.similarity
     )
-    return methods, plugins.similarities().create(cell.similarity)
 
 
 def _signal_key(cell: Cell) -> tuple[object, ...]:
@@ -348,8 +345,6 @@ def _signal_key(cell: Cell) -> tuple[object, ...]:
 
 
 def _with(record: CellRecord, **values: object) -> CellRecord:
-    import msgspec
-
     return msgspec.structs.replace(record, **values)
 
 
