@@ -93,7 +93,10 @@ class Backbone:
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
+        import torch
+
         from panda_fusion.mask_pool import with_pooled_dropout
+        from panda_fusion.packed_linear import pack_linear_layers
 
         config: Any = model.config
         self._config = config
@@ -115,6 +118,8 @@ class Backbone:
         self._model = _cast(model, dtype).to(device).requires_grad_(False).eval()
         if device.type == "cpu":
             with_pooled_dropout(self._model)
+            if dtype == torch.bfloat16:
+                pack_linear_layers(self._model.get_submodule(layer) for layer in self.shape.layer_modules)
         self._position_base = _position_base(model)
         self._embed: Any = self._model.get_input_embeddings()  # type: ignore[operator]
         self._mask_form = _mask_form(self._config)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from panda_fusion.dataset import EncodedSet, gather, length_sorted_chunks
+from panda_fusion.heap import kept_heap
 from panda_fusion.injection import Rows
 from panda_fusion.readout import MASKED, logits_shape, masked, read
 
@@ -132,9 +133,10 @@ def _pass(
     result = torch.full((prompts, len(data), *shape), fill, device=backbone.device)
     lengths = data.example_lengths()
     budget = CUDA_TOKENS if backbone.device.type == "cuda" else CPU_TOKENS
-    for chunk in length_sorted_chunks(lengths, budget, prompts * data.rows):
-        index = torch.from_numpy(chunk).to(backbone.device)
-        made = compute(index.expand(prompts, -1), int(lengths[chunk[0]]), injection, Rows(prompts)).float()
-        place: list[slice | torch.Tensor] = [slice(None), index, *(slice(size) for size in made.shape[2:])]
-        result[tuple(place)] = made
+    with kept_heap():
+        for chunk in length_sorted_chunks(lengths, budget, prompts * data.rows):
+            index = torch.from_numpy(chunk).to(backbone.device)
+            made = compute(index.expand(prompts, -1), int(lengths[chunk[0]]), injection, Rows(prompts)).float()
+            place: list[slice | torch.Tensor] = [slice(None), index, *(slice(size) for size in made.shape[2:])]
+            result[tuple(place)] = made
     return result

@@ -14,6 +14,7 @@ import torch
 
 from panda_fusion.dataset import EncodedSet, epoch_batches
 from panda_fusion.errors import TrainingError
+from panda_fusion.heap import kept_heap
 from panda_fusion.inference import predict_logits
 from panda_fusion.injection import Rows
 from panda_fusion.interrupt import stop_on_interrupt
@@ -233,7 +234,7 @@ class _Run:
         interrupted = False
         hook.run_started(run=run)
         try:
-            with stop_on_interrupt() as interrupt, self._seeded_dropout():
+            with stop_on_interrupt() as interrupt, kept_heap(), self._seeded_dropout():
                 mark = time.perf_counter()
                 for index, width in self._steps():
                     losses = self._step(index, width)

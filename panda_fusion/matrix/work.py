@@ -11,6 +11,7 @@ import torch
 
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.device import DeviceName, PrecisionName, choose_device, choose_precision
+from panda_fusion.heap import kept_heap
 from panda_fusion.matrix.plan import Plan
 from panda_fusion.matrix.results_folder import State, kept
 from panda_fusion.matrix.runner import Progress, run_packs
@@ -68,4 +69,5 @@ def work(job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Pro
         job.state.recipe,
         kept(recipe, cells),
     )
-    run_packs(job.plan.packs(job.state.pack_size), job.folder, workshop, report, job.retry_failed)
+    with kept_heap():  # from one pack to the next, too
+        run_packs(job.plan.packs(job.state.pack_size), job.folder, workshop, report, job.retry_failed)
