@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from panda_fusion.compiled import CompiledLayers
     from panda_fusion.head import Head
     from panda_fusion.injection import Injection, Rows
 
@@ -78,6 +79,8 @@ class Backbone:
         pooling: which vector represents a text: the first token, the last, or the mean of all.
         gradient_checkpointing: whether the backward pass computes the layers again instead of keeping what is
             inside of them. Values and gradients stay the same.
+        compiled: the layers' compiled code (`panda_fusion.compiled.compile_layers` sets it); None: none.
+        compile_seconds: wall-clock seconds that compiling took.
     """
 
     def __init__(
@@ -116,6 +119,8 @@ class Backbone:
         )
         self.pooling = _pooling(self._config)
         self.gradient_checkpointing = gradient_checkpointing
+        self.compiled: CompiledLayers | None = None
+        self.compile_seconds = 0.0
         self._model = _cast(model, dtype).to(device).requires_grad_(False).eval()
         if device.type == "cpu":
             with_pooled_dropout(self._model)
@@ -267,8 +272,12 @@ class Backbone:
             arguments["position_ids"] = positions.expand(count, -1)
         arguments["attention_mask"] = self._mask(keep)
         layers = self.shape.layer_modules if training and self.gradient_checkpointing else ()
-        fusable = self._fused[: len(self._fused) - last] if self._fuses(injection, dropout) else ()
-        with fused(fusable), injected(self._model, injection, rows, count, self.dtype, dropout, layers):
+        with ExitStack() as stack:
+            stack.enter_context(injected(self._model, injection, rows, count, self.dtype, dropout, layers))
+            if self.compiled is not None and self.compiled.fit(injection, dropout, bool(layers), count, front + width):
+                stack.enter_context(self.compiled.in_use())
+            elif self._fuses(injection, dropout):
+                stack.enter_context(fused(self._fused[: len(self._fused) - last]))
             hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
 

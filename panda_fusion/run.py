@@ -152,6 +152,7 @@ def result_record(
         "steps_planned": pack.steps_planned,
         "samples_per_second": pack.samples_per_second,
         "train_seconds": pack.train_seconds,
+        "compile_seconds": backbone.compile_seconds,
         "wall_seconds": time.perf_counter() - started,
         "device": backbone.device.type,
         "precision": precision_name(backbone.dtype),

@@ -60,6 +60,15 @@ checkpointing_option = option(
     is_flag=True,
     help="Compute layers again in the backward pass: less memory, about a third more time.",
 )
+compile_option = option(
+    BACKBONE,
+    "--compile",
+    "compile_",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Compile the frozen layers for prefix and prompt; auto does not, since it did not pay where it was measured.",
+)
 device_options = stacked(
     option(
         BACKBONE,
@@ -149,6 +158,7 @@ probe_options = stacked(_SEED, _BATCH_SIZE, _LEARNING_RATE)
 
 training_options = stacked(
     checkpointing_option,
+    compile_option,
     option(
         TRAINING,
         "--preset",

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from panda_fusion.compiled import Compilation
     from panda_fusion_cli.output import Output
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C; the best prompt so far has been written."""
+
+
+def tell_compilation(output: Output, compilation: Compilation) -> None:
+    """Say how long compiling took, or warn that it was asked for in vain."""
+    if compilation.reason is not None:
+        output.warn(compilation.reason)
+    elif compilation.seconds:
+        output.line(f"layers compiled in {compilation.seconds:.1f} s")
 
 
 def report_run(output: Output, result: Mapping[str, Any], out: Path, extra: Sequence[tuple[str, object]]) -> None:
@@ -41,6 +50,7 @@ def report_run(output: Output, result: Mapping[str, Any], out: Path, extra: Sequ
         (f"{result['metric']}, best", f"{_number(result['best'])} (step {result['best_step']})"),
         (f"{result['metric']}, last", f"{_number(result['last'])} (step {result['steps']})"),
         ("samples per second", f"{result['samples_per_second']:.1f}"),
+        *([("seconds to compile", f"{result['compile_seconds']:.1f}")] if result["compile_seconds"] else []),
         ("seconds", f"{result['wall_seconds']:.1f}"),
         ("device", f"{result['device']}, {result['precision']}"),
         ("prompt", str(out)),

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from panda_fusion.backbone import Backbone, load_backbone
+from panda_fusion.compiled import Compilation, CompileName, compile_layers
 from panda_fusion.device import DeviceName, PrecisionName, choose_device, choose_precision
 from panda_fusion.heap import kept_heap
 from panda_fusion.matrix.plan import Plan
 from panda_fusion.matrix.results_folder import State, kept
 from panda_fusion.matrix.runner import Progress, run_packs
 from panda_fusion.matrix.workshop import Workshop
+from panda_fusion.plugin_manager import peft_methods
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class WorkerJob:
         precision: likewise.
         retry_failed: run failed cells again.
         gradient_checkpointing: compute layers again in the backward pass.
+        compile: whether layers are compiled.
         number: which worker, from 0.
         workers: how many there are; they spread over the GPUs, or share the cores.
     """
@@ -41,6 +44,7 @@ class WorkerJob:
     precision: PrecisionName
     retry_failed: bool = False
     gradient_checkpointing: bool = False
+    compile: CompileName = "auto"
     number: int = 0
     workers: int = 1
 
@@ -58,12 +62,30 @@ def open_worker_backbone(job: WorkerJob) -> Backbone:
     )
 
 
-def work(job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Progress], None] = lambda _: None) -> None:
-    """Work until every pack of the matrix is done; the body of an executor's job."""
+def compile_for(job: WorkerJob, backbone: Backbone) -> Compilation:
+    """Compile the layers if the user wants it and any cell trains in a way that uses them."""
+    cells = [cell for cell in job.plan.cells if cell.trains]
+    dropout = min((cell.backbone_dropout for cell in cells), default=0.0)
+    specs = sorted({cell.method for cell in cells if cell.backbone_dropout == dropout})
+    return compile_layers(backbone, [peft_methods().create(spec) for spec in specs], dropout, job.compile)
+
+
+def work(
+    job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Progress], None] = lambda _: None
+) -> Compilation | None:
+    """Work until every pack of the matrix is done; the body of an executor's job.
+
+    Returns:
+        What became of compiling, where the backbone was not given but loaded here.
+    """
     recipe = job.plan.recipe
     cells = list(job.plan.cells)
+    compilation = None
+    if backbone is None:
+        backbone = open_worker_backbone(job)
+        compilation = compile_for(job, backbone)
     workshop = Workshop(
-        open_worker_backbone(job) if backbone is None else backbone,
+        backbone,
         None if recipe.data is None else Path(recipe.data),
         job.folder,
         job.state.recipe,
@@ -71,3 +93,4 @@ def work(job: WorkerJob, backbone: Backbone | None = None, report: Callable[[Pro
     )
     with kept_heap():  # from one pack to the next, too
         run_packs(job.plan.packs(job.state.pack_size), job.folder, workshop, report, job.retry_failed)
+    return compilation

@@ -11,7 +11,7 @@ import click
 
 from panda_fusion_cli.help_sections import OUTPUT, SectionCommand, option
 from panda_fusion_cli.output import Output, output_options
-from panda_fusion_cli.run_options import FILE, checkpointing_option, device_options
+from panda_fusion_cli.run_options import FILE, checkpointing_option, compile_option, device_options
 
 if TYPE_CHECKING:
     from panda_fusion.matrix.plan import Plan
@@ -53,6 +53,7 @@ MATRIX = "Matrix"
 )
 @device_options
 @checkpointing_option
+@compile_option
 @output_options
 def command(
     output: Output,
@@ -68,6 +69,7 @@ def command(
     device: Any,
     precision: Any,
     gradient_checkpointing: bool,
+    compile_: Any,
 ) -> None:
     """Run every cell of RECIPE and write a record of each into the folder of results.
 
@@ -87,10 +89,11 @@ def command(
         return
     from panda_fusion.matrix.records import read_records
     from panda_fusion.matrix.results_folder import open_folder
-    from panda_fusion.matrix.work import WorkerJob, open_worker_backbone, work
+    from panda_fusion.matrix.work import WorkerJob, compile_for, open_worker_backbone, work
     from panda_fusion_cli.matrix_progress import matrix_progress
+    from panda_fusion_cli.run_report import tell_compilation
 
-    job = WorkerJob(plan, out, None, retry_failed=retry_failed, **how)  # type: ignore[arg-type]
+    job = WorkerJob(plan, out, None, retry_failed=retry_failed, compile=compile_, **how)  # type: ignore[arg-type]
     backbone = open_worker_backbone(job)
     check_backbone(plan, backbone)
     if pack_size is None:
@@ -108,6 +111,7 @@ def command(
         )
     with matrix_progress(output, plan, before) as progress:
         if chosen.workers() == 1:
+            tell_compilation(output, compile_for(job, backbone))
             work(job, backbone, progress.report)
         else:
             del backbone
@@ -141,6 +145,7 @@ def _run_workers(output: Output, chosen: Any, job: WorkerJob, progress: Any) -> 
 
     from panda_fusion.matrix.records import read_records
     from panda_fusion.matrix.work import work
+    from panda_fusion_cli.run_report import tell_compilation
 
     ended = threading.Event()
     watcher = threading.Thread(target=progress.watch, args=(job.folder, ended), daemon=True)
@@ -151,6 +156,8 @@ def _run_workers(output: Output, chosen: Any, job: WorkerJob, progress: Any) -> 
         for _, result in chosen.run(work, jobs):
             if isinstance(result, BaseException):
                 errors.append(result)
+            elif result is not None:
+                tell_compilation(output, result)
     finally:
         ended.set()
         watcher.join()

@@ -79,6 +79,7 @@ def command(
     data = open_task(task_name, data_dir)
     options = dict(with_preset(options, data.task.name))
 
+    from panda_fusion.compiled import compile_layers
     from panda_fusion.prompt import Lineage
     from panda_fusion.prompt_file import load_prompt, save_prompt, shape_of
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
@@ -86,7 +87,7 @@ def command(
     from panda_fusion.students import new_students
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
-    from panda_fusion_cli.run_report import report_run
+    from panda_fusion_cli.run_report import report_run, tell_compilation
 
     source = None if init is None else load_prompt(init)
     start = None if source is None else start_from(source, peft, shape_of(source.backbone))
@@ -99,6 +100,7 @@ def command(
     encoded = prepare(backbone, peft, data, settings)
     for warning in encoded.warnings:
         output.warn(warning)
+    tell_compilation(output, compile_layers(backbone, [peft], settings.training.backbone_dropout, options["compile_"]))
     students = new_students(backbone, data.task, peft, [options["seed"]], settings.learning_rate, start)
     with training_progress(output):
         pack = train_students(backbone, peft, students, encoded, settings)

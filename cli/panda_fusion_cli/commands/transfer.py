@@ -142,6 +142,7 @@ def command(
     loss.check_kind(data.task.kind)
     check_target_prompt(target_prompt, data.task)
 
+    from panda_fusion.compiled import compile_layers
     from panda_fusion.distillation import DistillationMethods, teacher_signal
     from panda_fusion.prompt_file import load_prompt, save_prompt
     from panda_fusion.ranking import score_sources, target_for
@@ -151,7 +152,7 @@ def command(
     from panda_fusion.tensor_cache import EMBEDDINGS, TEACHER_OUTPUTS, user_cache
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
-    from panda_fusion_cli.run_report import report_run
+    from panda_fusion_cli.run_report import report_run, tell_compilation
 
     methods = DistillationMethods(teacher=teaching, fusion=fusing, kd=loss, lambda_=lambda_)
     sources = [load_prompt(path) for path in source_paths]
@@ -166,7 +167,8 @@ def command(
     encoded = prepare(backbone, student_method, data, settings)
     for warning in encoded.warnings:
         output.warn(warning)
-    seed = options["seed"]
+    seed, dropout = options["seed"], settings.training.backbone_dropout
+    tell_compilation(output, compile_layers(backbone, [source_method, student_method], dropout, options["compile_"]))
     with training_progress(output) as progress:
         progress.stage("probe")
         target = target_for(
