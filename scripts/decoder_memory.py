@@ -1,6 +1,6 @@
 """How much memory training a prompt on a large decoder takes: the arithmetic, and a run of a smaller one.
 
-python scripts/decoder_memory.py             # print the arithmetic for 7 billion parameters
+python scripts/decoder_memory.py             # print the arithmetic for 7 and 1.5 billion parameters
 python scripts/decoder_memory.py --measure   # run a decoder of 126 million parameters, write what it took
 """
 
@@ -23,7 +23,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a decoder of Llama's kind."""
+    """Sizes of a decoder of Llama's kind. `biases`: whether queries, keys and values have them (Qwen2)."""
 
     layers: int
     hidden: int
@@ -31,18 +31,28 @@ class Decoder:
     kv_heads: int
     intermediate: int
     vocabulary: int
+    biases: bool = False
 
     @property
     def parameters(self) -> int:
         """Of the base model: embeddings, layers and the last norm (no language model head)."""
         head = self.hidden // self.heads
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * head
+        if self.biases:
+            attention += self.hidden + 2 * self.kv_heads * head
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.vocabulary * self.hidden + self.layers * layer + self.hidden
 
 
 LLAMA_7B = Decoder(layers=32, hidden=4096, heads=32, kv_heads=32, intermediate=11008, vocabulary=32000)
+QWEN_1_5B = Decoder(layers=28, hidden=1536, heads=12, kv_heads=2, intermediate=8960, vocabulary=151936, biases=True)
+"""Qwen2.5 of 1.5 billion parameters, whose output embeddings are those of the input."""
 SMALL = Decoder(layers=16, hidden=768, heads=12, kv_heads=4, intermediate=2048, vocabulary=32000)
+CARDS = (
+    (LLAMA_7B, "Llama 2, 7 B", 80, 72),
+    (QWEN_1_5B, "Qwen2.5, 1.5 B", 24, 21),
+)
+"""What the arithmetic is for: a decoder, its name, GiB of a GPU, and GiB of these that are counted as usable."""
 BATCH, TOKENS, LENGTH, STEPS = 8, 128, 20, 3
 """The measured run: texts per step, tokens per text, virtual tokens, steps."""
 
@@ -99,15 +109,17 @@ def largest_batch(decoder: Decoder, length: int, tokens: int, checkpointing: boo
 
 
 def make_decoder(decoder: Decoder, folder: Path) -> None:
-    """Write a random Llama of these sizes in bfloat16, with the byte tokenizer of the tiny one."""
+    """Write a random Llama (Qwen2, if it has biases) of these sizes in bfloat16, with the byte tokenizer of the tiny
+    one."""
     import torch
     from transformers import AutoConfig, AutoModel
 
     from panda_fusion.testing import make_tiny_backbone
 
-    make_tiny_backbone("llama", folder)
+    model_type = "qwen2" if decoder.biases else "llama"
+    make_tiny_backbone(model_type, folder)
     config = AutoConfig.for_model(
-        "llama",
+        model_type,
         hidden_size=decoder.hidden,
         num_hidden_layers=decoder.layers,
         num_attention_heads=decoder.heads,
@@ -190,10 +202,9 @@ def measure() -> dict[str, object]:
     }
 
 
-def arithmetic() -> list[tuple[str, str]]:
-    """Rows (what, how much) for seven billion parameters on one GPU of 80 GiB."""
-    decoder, length, tokens = LLAMA_7B, 20, 256
-    usable = 72 * GIB
+def arithmetic(decoder: Decoder, usable: int) -> list[tuple[str, str]]:
+    """Rows (what, how much) for a decoder on a GPU with so many usable GiB."""
+    length, tokens = 20, 256
     rows = [
         ("parameters of the base model", f"{decoder.parameters / 1e9:.2f} billion"),
         ("frozen weights, bfloat16", f"{weight_bytes(decoder) / GIB:.1f} GiB"),
@@ -204,14 +215,14 @@ def arithmetic() -> list[tuple[str, str]]:
     ]
     for checkpointing, words in ((False, "without"), (True, "with")):
         each = activation_bytes_per_token(decoder, checkpointing)
-        most = largest_batch(decoder, length, tokens, checkpointing, usable)
+        most = largest_batch(decoder, length, tokens, checkpointing, usable * GIB)
         rows += [
             (f"activations per token, {words} checkpointing", f"{each / 2**20:.2f} MiB"),
             (
                 f"in all for 16 texts of {tokens} tokens, {words} checkpointing",
                 f"{total_bytes(decoder, length, 16, tokens, checkpointing) / GIB:.1f} GiB",
             ),
-            (f"texts of {tokens} tokens that fit into {usable // GIB} GiB, {words} checkpointing", str(most)),
+            (f"texts of {tokens} tokens that fit, {words} checkpointing", str(most)),
         ]
     return rows
 
@@ -230,8 +241,10 @@ def main() -> None:
         RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {RECORD.name}: {json.dumps(record['runs'])}")
     else:
-        for what, how_much in arithmetic():
-            print(f"{what}: {how_much}")
+        for decoder, name, total, usable in CARDS:
+            print(f"{name}, {usable} of {total} GiB")
+            for what, how_much in arithmetic(decoder, usable):
+                print(f"  {what}: {how_much}")
 
 
 if __name__ == "__main__":

@@ -394,9 +394,12 @@ def _refused() -> Iterator[str]:
 def _memory() -> Iterator[str]:
     record = json.loads(decoder_memory.RECORD.read_text(encoding="utf-8"))
     yield MEMORY
-    yield "| | |\n|---|---|\n"
-    for what, how_much in decoder_memory.arithmetic():
-        yield f"| {what} | {how_much} |\n"
+    cards = decoder_memory.CARDS
+    heads = [f"{name}, {usable} of {total} GiB" for _, name, total, usable in cards]
+    yield f"| | {' | '.join(heads)} |\n|---|{'---|' * len(cards)}\n"
+    columns = [decoder_memory.arithmetic(decoder, usable) for decoder, _, _, usable in cards]
+    for cells in zip(*columns, strict=True):
+        yield f"| {cells[0][0]} | {' | '.join(how_much for _, how_much in cells)} |\n"
     own = record["decoder"]
     kept = record["texts"] * record["tokens"] / 2**20
     yield (
@@ -429,15 +432,16 @@ MEMORY = """
 Training a prompt needs the frozen weights once, whatever the number of prompts, and no gradient or optimizer state
 for them. Frozen linear layers keep nothing of their inputs for the backward pass; what is kept is counted by
 `scripts/decoder_memory.py` (its docstrings say what), and a test compares it with what autograd really keeps, to
-5 %. For Llama 2 of 7 billion parameters in bfloat16, prefix of 20 tokens, on one GPU of 80 GiB, of which 72 GiB are
-counted as usable beside CUDA's context and the allocator's fragments:
+5 %. For Llama 2 of 7 billion parameters on one GPU of 80 GiB, and Qwen2.5 of 1.5 billion on one of 24 GiB, both in
+bfloat16 with a prefix of 20 tokens; the column says what is counted as usable beside CUDA's context and the allocator's
+fragments:
 
 """
 AFTERWORD = """
 The difference is larger than the formula, which is of a GPU with fused attention: on the CPU attention keeps its
 weights and padded copies of keys and values, and temporaries of the forward and the backward pass, libraries that
-the first step loads and the allocator's reserve come on top (not measured one by one). The arithmetic for 7 billion
-parameters has not been run: no such GPU was at hand.
+the first step loads and the allocator's reserve come on top (not measured one by one). The decoders of 7 and 1.5
+billion parameters have not been run: no such GPU was at hand.
 """
 
 

@@ -30,10 +30,26 @@ def script() -> ModuleType:
     return module
 
 
-def test_parameters_are_those_of_the_model(script: ModuleType) -> None:
-    """Llama 2 of 7 billion, built without memory."""
-    sizes = script.LLAMA_7B
-    config = AutoConfig.for_model("llama", hidden_size=4096, num_hidden_layers=32, intermediate_size=11008)
+LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 11008}
+QWEN = {
+    "hidden_size": 1536,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+    "vocab_size": 151936,
+}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "model_type", "published"), [("LLAMA_7B", "llama", LLAMA), ("QWEN_1_5B", "qwen2", QWEN)]
+)
+def test_parameters_are_those_of_the_model(
+    decoder: str, model_type: str, published: dict[str, int], script: ModuleType
+) -> None:
+    """Llama 2 of 7 billion and Qwen2.5 of 1.5 billion, built without memory."""
+    sizes = getattr(script, decoder)
+    config = AutoConfig.for_model(model_type, **published)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == sizes.parameters
@@ -49,17 +65,36 @@ def fused(query: Any, key: Any, value: Any, bias: Any, scale: float, prefix: Any
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "intermediate", "biases"), [(4, 2, 352, False), (6, 1, 1120, True)], ids=["llama", "qwen2"]
+)
 def test_bytes_per_token_are_what_autograd_keeps(
-    checkpointing: bool, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    biases: bool,
+    checkpointing: bool,
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Between two lengths, so that what does not grow with the text falls out."""
-    sizes = script.Decoder(layers=4, hidden=128, heads=4, kv_heads=2, intermediate=352, vocabulary=400)
+    """Between two lengths, so that what does not grow with the text falls out. The second decoder has the proportions
+    of Qwen2.5 of 1.5 billion."""
+    sizes = script.Decoder(
+        layers=4,
+        hidden=32 * heads,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=intermediate,
+        vocabulary=400,
+        biases=biases,
+    )
     script.make_decoder(sizes, tmp_path)
     monkeypatch.setattr("panda_fusion.attention.attend", fused)
     backbone = load_backbone(
         str(tmp_path), device=torch.device("cpu"), dtype=torch.bfloat16, gradient_checkpointing=checkpointing
     )
-    key = torch.randn(1, 4, 2, 2, 32, requires_grad=True)
+    key = torch.randn(1, 4, 2, kv_heads, 32, requires_grad=True)
 
     def kept(tokens: int) -> int:
         weights = {p.untyped_storage().data_ptr() for p in backbone._model.parameters()}
@@ -89,12 +124,15 @@ def test_bytes_per_token_are_what_autograd_keeps(
     assert found == pytest.approx(expected, rel=0.05)
 
 
-def test_the_totals_add_up(script: ModuleType) -> None:
-    sizes, gib = script.LLAMA_7B, 2**30
-    for checkpointing in (False, True):
-        most = script.largest_batch(sizes, 20, 256, checkpointing, 72 * gib)
-        assert script.total_bytes(sizes, 20, most, 256, checkpointing) <= 72 * gib
-        assert script.total_bytes(sizes, 20, most + 1, 256, checkpointing) > 72 * gib
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("decoder", ["LLAMA_7B", "QWEN_1_5B"])
+def test_the_totals_add_up(decoder: str, checkpointing: bool, script: ModuleType) -> None:
+    sizes, gib = getattr(script, decoder), 2**30
+    (usable,) = (usable for one, _, total, usable in script.CARDS if one == sizes and usable < total)
+    most = script.largest_batch(sizes, 20, 256, checkpointing, usable * gib)
+    assert most >= 16  # a batch of 16 texts fits, which the page says
+    assert script.total_bytes(sizes, 20, most, 256, checkpointing) <= usable * gib
+    assert script.total_bytes(sizes, 20, most + 1, 256, checkpointing) > usable * gib
 
 
 def test_the_recorded_run_is_of_the_script_as_it_stands(script: ModuleType) -> None:
