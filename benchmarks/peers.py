@@ -1,4 +1,7 @@
-"""What people use today for prompt tuning: PEFT under the HF Trainer, and PEFT in a loop of their own."""
+"""What people use today for prompt tuning: PEFT under the HF Trainer, and PEFT in a loop of their own.
+
+Classification, regression, and tagging of words, whose tag the first piece of a word carries.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -20,6 +25,8 @@ from transformers import (
 
 from panda_fusion.rows import Split, TaskData
 
+IGNORED = -100
+"""The label of a token that carries none."""
 WARM_UP = 3
 """Steps that are not timed."""
 
@@ -48,6 +55,11 @@ class Work:
     steps: int
     device: torch.device
 
+    @property
+    def tags_words(self) -> bool:
+        """Whether the task is token-classification."""
+        return self.data.task.kind == "token-classification"
+
 
 class _Clock(TrainerCallback):
     """Times the steps after the warm-up."""
@@ -67,25 +79,60 @@ class _Clock(TrainerCallback):
 def peft_model(work: Work, dropout: bool = True) -> tuple[Any, Any]:
     """(PEFT model in float32, tokenizer)."""
     tokenizer = AutoTokenizer.from_pretrained(work.model)
-    outputs = work.data.task.outputs
-    model = AutoModelForSequenceClassification.from_pretrained(work.model, num_labels=outputs)
+    auto = AutoModelForTokenClassification if work.tags_words else AutoModelForSequenceClassification
+    model = auto.from_pretrained(work.model, num_labels=work.data.task.outputs)
     model.config.pad_token_id = tokenizer.pad_token_id
     if not dropout:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     kinds = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}
-    config = kinds[work.method](task_type="SEQ_CLS", num_virtual_tokens=work.length)
+    task_type = "TOKEN_CLS" if work.tags_words else "SEQ_CLS"
+    config = kinds[work.method](task_type=task_type, num_virtual_tokens=work.length)
     return get_peft_model(model, config), tokenizer
 
 
 def peft_rows(work: Work, tokenizer: Any, split: Split) -> list[dict[str, Any]]:
     """The rows of a split as the Trainer takes them, with their lengths."""
+    if work.tags_words:
+        return _tagged_rows(work, tokenizer, split)
     encoded = tokenizer(*split.texts, truncation="longest_first", max_length=work.max_length)
     return [
         {name: encoded[name][i] for name in encoded} | {"labels": label, "length": len(encoded["input_ids"][i])}
         for i, label in enumerate(split.labels)
     ]
+
+
+def _tagged_rows(work: Work, tokenizer: Any, split: Split) -> list[dict[str, Any]]:
+    """The same for rows of words: a word's first piece has its tag, all other tokens have none."""
+    if len(split.texts) > 1:
+        raise SystemExit(f"Task {work.data.task.name} asks for the roles of a predicate, which the peers cannot take.")
+    encoded = tokenizer(split.texts[0], is_split_into_words=True, truncation=True, max_length=work.max_length)
+    rows = []
+    for number, tags in enumerate(split.labels):
+        words = encoded.word_ids(number)
+        first = [word is not None and word != before for word, before in zip(words, [None, *words[:-1]], strict=True)]
+        labels = [tags[word] if begins else IGNORED for word, begins in zip(words, first, strict=True)]
+        row = {name: encoded[name][number] for name in encoded}
+        rows.append(row | {"labels": labels, "length": len(words)})
+    return rows
+
+
+def collator(work: Work, tokenizer: Any) -> Any:
+    """What pads a batch, labels of tokens too."""
+    if not work.tags_words:
+        return DataCollatorWithPadding(tokenizer)
+    pad = DataCollatorForTokenClassification(tokenizer)
+    if work.method != "prompt":
+        return pad
+
+    def with_virtual_tokens(rows: list[dict[str, Any]]) -> Any:
+        """PEFT puts its prompt in front of the texts, but nothing in front of their labels."""
+        batch = pad(rows)
+        batch["labels"] = torch.nn.functional.pad(batch["labels"], (work.length, 0), value=IGNORED)
+        return batch
+
+    return with_virtual_tokens
 
 
 def peft_trainer(
@@ -115,7 +162,7 @@ def peft_trainer(
             model=model,
             args=arguments,
             train_dataset=peft_rows(work, tokenizer, work.data.train),  # type: ignore[arg-type]
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collator(work, tokenizer),
             callbacks=[clock],
         ).train()
     return work.steps * work.batch_size / clock.seconds
@@ -130,7 +177,7 @@ def peft_loop(work: Work) -> float:
     count = WARM_UP + work.steps
     starts = torch.linspace(0, max(0, len(rows) - work.batch_size), count).long().tolist()
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    collate = DataCollatorWithPadding(tokenizer)
+    collate = collator(work, tokenizer)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
     started = 0.0
     for step, place in enumerate(order):

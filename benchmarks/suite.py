@@ -31,6 +31,7 @@ TRAINING = {
     "rte-adapter": "--task rte --method adapter",
     "mnli": "--task mnli",
     "stsb": "--task stsb",
+    "conll04": "--task conll04",
     "pack-21": "--task rte --batch-size 16 --pack 21 --steps 4 --only auto",
     "bert-base": "--task rte --model bert-base --steps 4 --rounds 2",
     "bert-large": "--task rte --model bert-large --steps 2 --rounds 1 --batch-size 16",

@@ -5,6 +5,7 @@ that a busy machine hits all of them alike. Prints samples per second, their spr
 
     python benchmarks/throughput.py --data DIR --task rte
     python benchmarks/throughput.py --data DIR --task rte --pack 21        # many prompts in one pass
+    python benchmarks/throughput.py --data DIR --task conll04              # tags of words
     python benchmarks/throughput.py --model bert-base --method prompt      # a shape with random weights
     python benchmarks/throughput.py                                        # texts of tiny/nli, no data needed
 """
@@ -27,8 +28,8 @@ from transformers.utils import logging as transformers_logging
 
 from panda_fusion import hookimpl
 from panda_fusion.backbone import load_backbone
-from panda_fusion.dataset import encode
 from panda_fusion.device import choose_device, choose_precision, precision_name
+from panda_fusion.encoding import encode_split
 from panda_fusion.plugin_manager import peft_methods, temporary_plugin
 from panda_fusion.students import new_students
 from panda_fusion.trainer import TrainSettings, train_pack
@@ -58,7 +59,7 @@ def ours(work: Work, precision: str, backbone_dropout: float = 0.0, pack: int = 
     dtype = choose_precision(precision, work.device)  # type: ignore[arg-type]
     backbone = load_backbone(work.model, device=work.device, dtype=dtype)
     task = work.data.task
-    train = encode(backbone, work.data.train.texts, work.data.train.labels, task.kind, work.max_length)
+    train = encode_split(backbone, task, work.data.train, work.max_length)
     spec = f"{work.method}:length={work.length}" if work.method in ("prefix", "prompt") else work.method
     method = peft_methods().create(spec)
     clock = _StepClock()
