@@ -12,6 +12,8 @@ import torch
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
 
+AT_ONCE = 1024
+"""Rows that are tokenised together: what a tokenizer keeps of a row takes kilobytes until its numbers are taken out."""
 MEGABATCH = 50
 """Batches that are drawn together before they are sorted by length."""
 
@@ -99,24 +101,36 @@ def encode(
         kind: task kind; `regression` makes the labels float32.
         max_length: tokens kept of an example, special ones included.
     """
-    encoded = backbone.tokenizer(*[list(column) for column in texts], truncation="longest_first", max_length=max_length)
-    rows = encoded["input_ids"]
+    columns = [list(column) for column in texts]
+    rows: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    truncated = 0
+    for start in range(0, len(columns[0]), AT_ONCE):
+        encoded = backbone.tokenizer(
+            *(column[start : start + AT_ONCE] for column in columns),
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
+        )
+        some = [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+        rows += some
+        types += [np.asarray(row, np.int8) for row in encoded.get("token_type_ids", ())]
+        # The tokenizer keeps what it cut off beside an encoding; only full rows can have any.
+        truncated += sum(bool(encoded.encodings[i].overflowing) for i, row in enumerate(some) if len(row) >= max_length)
     lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    types = encoded.get("token_type_ids")
     label_type = torch.float32 if kind == "regression" else torch.int64
     device = backbone.device
     return EncodedSet(
         input_ids=padded(rows, lengths, np.int32).to(device),
         lengths=torch.from_numpy(lengths).to(device),
-        token_types=None if types is None else padded(types, lengths, np.int8).to(device),
+        token_types=padded(types, lengths, np.int8).to(device) if types else None,
         labels=None if labels is None else torch.tensor(labels, dtype=label_type, device=device),
         kind=kind,
-        # The tokenizer keeps what it cut off beside an encoding; only full rows can have any.
-        truncated=sum(bool(encoded.encodings[i].overflowing) for i in np.flatnonzero(lengths >= max_length)),
+        truncated=truncated,
     )
 
 
-def padded(rows: Sequence[Sequence[int]], lengths: np.ndarray, dtype: type) -> torch.Tensor:
+def padded(rows: Sequence[Sequence[int] | np.ndarray], lengths: np.ndarray, dtype: type) -> torch.Tensor:
     """[M, longest] from lists of unequal length, zeros behind each row's end."""
     table: np.ndarray = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=dtype)
     table[np.arange(table.shape[1]) < lengths[:, None]] = np.concatenate([np.asarray(r, dtype) for r in rows])

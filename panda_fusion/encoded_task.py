@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from panda_fusion.dataset import EncodedSet
-from panda_fusion.encoding import encode_split, samples_of
+from panda_fusion.encoding import samples_of
 from panda_fusion.subsets import balanced_sample, carve_selection
 from panda_fusion.task_embedding import SAMPLES
+from panda_fusion.token_cache import encode_kept
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.rows import Split, TaskData
     from panda_fusion.task import Task
+    from panda_fusion.tensor_cache import TensorCache
 
 SelectOn = Literal["validation", "train-split"]
 SAMPLE_SEED = 0
@@ -44,7 +46,13 @@ class EncodedTask:
     draw: Callable[[int], EncodedSet] | None = None
 
 
-def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: SelectOn = "validation") -> EncodedTask:
+def encode_task(
+    backbone: Backbone,
+    data: TaskData,
+    max_length: int,
+    select_on: SelectOn = "validation",
+    cache: TensorCache | None = None,
+) -> EncodedTask:
     """Tokenise a task's splits.
 
     Args:
@@ -52,6 +60,7 @@ def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: 
         data: the task and its rows.
         max_length: tokens kept of an example.
         select_on: `train-split` carves a tenth of the training set out to choose the best step on.
+        cache: where tokens are kept for the next run (`panda_fusion.tensor_cache.TOKENS`); None: nowhere.
     """
     train, selection = data.train, None
     if select_on == "train-split":
@@ -61,7 +70,7 @@ def encode_task(backbone: Backbone, data: TaskData, max_length: int, select_on: 
         return samples_of(validation, balanced_sample(data.validation, count, SAMPLE_SEED))
 
     def tokenised(split: Split) -> EncodedSet:
-        return encode_split(backbone, data.task, split, max_length)
+        return encode_kept(backbone, data.task, split, max_length, cache)
 
     encoded = tokenised(train)
     validation = tokenised(data.validation)

@@ -84,6 +84,7 @@ def encode_questions(
         truncation="only_second",
         max_length=max_length,
         stride=max(1, min(max_length // 3, max_length - most - 6)),
+        return_attention_mask=False,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -105,7 +106,6 @@ def encode_questions(
     answerable[:, 0] = True
     types = encoded.get("token_type_ids")
     device = backbone.device
-    gold = None if answers is None else tuple(tuple(text for text, _ in some) for some in answers)
     return EncodedSet(
         input_ids=padded(rows, lengths, np.int32).to(device),
         lengths=torch.from_numpy(lengths).to(device),
@@ -113,8 +113,20 @@ def encode_questions(
         labels=None if answers is None else torch.from_numpy(labels).to(device),
         kind="extractive-qa",
         answerable=torch.from_numpy(answerable).to(device),
-        reference=Windows(question, offsets, tuple(contexts), gold, no_answer),
+        reference=windows_reference(question, offsets, contexts, answers, no_answer),
     )
+
+
+def windows_reference(
+    question: NDArray[np.int64],
+    offsets: NDArray[np.int32],
+    contexts: Sequence[str],
+    answers: Sequence[Sequence[tuple[str, int]]] | None,
+    no_answer: bool,
+) -> Windows:
+    """What scoring needs of questions beside their tokens; arguments as of `Windows` and `encode_questions`."""
+    gold = None if answers is None else tuple(tuple(text for text, _ in some) for some in answers)
+    return Windows(question, offsets, tuple(contexts), gold, no_answer)
 
 
 def _place(answer: tuple[str, int], offsets: NDArray[np.int32], inside: NDArray[np.bool_]) -> tuple[int, int]:

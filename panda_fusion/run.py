@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.rows import TaskData
     from panda_fusion.task import Task
+    from panda_fusion.tensor_cache import TensorCache
 
 LIBRARIES = ("panda-fusion", "torch", "transformers")
 
@@ -40,14 +41,16 @@ class RunSettings:
     select_on: SelectOn = "validation"
 
 
-def prepare(backbone: Backbone, method: PEFTMethod, data: TaskData, settings: RunSettings) -> EncodedTask:
-    """Check that prompt and texts fit the backbone, then tokenise.
+def prepare(
+    backbone: Backbone, method: PEFTMethod, data: TaskData, settings: RunSettings, cache: TensorCache | None = None
+) -> EncodedTask:
+    """Check that prompt and texts fit the backbone, then tokenise, or find the tokens in a cache.
 
     Raises:
         BackboneError: virtual tokens and texts do not fit into the position table.
     """
     backbone.check_length(method.virtual_tokens(), settings.max_length)
-    return encode_task(backbone, data, settings.max_length, settings.select_on)
+    return encode_task(backbone, data, settings.max_length, settings.select_on, cache)
 
 
 def train_students(

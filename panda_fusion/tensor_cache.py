@@ -1,8 +1,9 @@
-"""What a frozen backbone makes of a prompt and of texts, on disk, so that a second run computes none of it again.
+"""What a tokenizer makes of texts and a frozen backbone of prompts, on disk, so that a second run computes none of it.
 
-Task embeddings are kept (ranking the same prompts on the same samples) and teachers' predictions (another student of
-the same teachers). An entry is one safetensors file named after a digest of all that it depends on: backbone, prompt,
-texts. Entries are never wrong, at worst superfluous: when the folder is full the ones read longest ago are deleted.
+Tokens are kept (every run on the same rows), task embeddings (ranking the same prompts on the same samples) and
+teachers' predictions (another student of the same teachers). An entry is one safetensors file named after a digest of
+all that it depends on: tokenizer or backbone, prompt, texts. Entries are never wrong, at worst superfluous: when the
+folder is full the ones read longest ago are deleted.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Kept:
 
 EMBEDDINGS = Kept("task-embeddings", 64 * 2**20, "task-embedding/1")
 TEACHER_OUTPUTS = Kept("teacher-outputs", 2 * 2**30, "teacher-outputs/1")
+TOKENS = Kept("tokens", 2**30, "tokens/1")
 
 _TENSOR = "tensor"
 _CHECKSUM = "sha256"
@@ -56,7 +58,7 @@ class TensorCache:
 
     Attributes:
         folder: where the entries lie; made when the first one is written.
-        limit: bytes of all entries together; a tensor that is larger alone is not kept.
+        limit: bytes of all entries together; an entry that is larger alone is not kept.
         found: how many lookups found an entry so far.
         missed: how many did not.
     """
@@ -68,7 +70,16 @@ class TensorCache:
         self.missed = 0
 
     def get(self, key: str) -> torch.Tensor | None:
-        """The entry, float32 on the CPU; None where there is none or it is damaged."""
+        """An entry of `put`, float32 on the CPU; None where there is none or it is damaged."""
+        entry = self.get_named(key)
+        return None if entry is None else entry[_TENSOR]
+
+    def put(self, entries: Mapping[str, torch.Tensor]) -> None:
+        """Keep tensors under their keys, as float32, then delete the entries read longest ago if there are too many."""
+        self._put({key: {_TENSOR: tensor.detach().float()} for key, tensor in entries.items()})
+
+    def get_named(self, key: str) -> dict[str, torch.Tensor] | None:
+        """An entry of `put_named`, on the CPU; None where there is none or it is damaged."""
         entry = self._read(key)
         if entry is None:
             self.missed += 1
@@ -76,39 +87,41 @@ class TensorCache:
             self.found += 1
         return entry
 
-    def put(self, entries: Mapping[str, torch.Tensor]) -> None:
-        """Keep tensors under their keys, as float32, then delete the entries read longest ago if there are too many."""
+    def put_named(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep tensors of any shapes and dtypes as one entry, then delete others as `put` does."""
+        self._put({key: tensors})
+
+    def _put(self, entries: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         from safetensors.torch import save
 
         from panda_fusion.atomic_write import write_bytes
 
         # A full disk or a write-protected folder must not end a run.
         with suppress(OutputError):
-            for key, tensor in entries.items():
-                if 4 * tensor.numel() <= self.limit:
-                    plain = tensor.detach().float().cpu().clone()
-                    write_bytes(self._path(key), save({_TENSOR: plain}, {_CHECKSUM: _checksum(key, plain)}))
+            for key, tensors in entries.items():
+                if sum(tensor.nbytes for tensor in tensors.values()) <= self.limit:
+                    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                    write_bytes(self._path(key), save(plain, {_CHECKSUM: _checksum(key, plain)}))
         self._prune()
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def _read(self, key: str) -> torch.Tensor | None:
-        import torch
+    def _read(self, key: str) -> dict[str, torch.Tensor] | None:
         from safetensors import SafetensorError, safe_open
 
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
                 stated = (file.metadata() or {}).get(_CHECKSUM)
-                tensor = file.get_tensor(_TENSOR).clone()
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a mapping
         except (OSError, SafetensorError):
             return None
-        if tensor.dtype != torch.float32 or stated != _checksum(key, tensor):
+        if stated != _checksum(key, tensors):
             return None
         with suppress(OSError):
             os.utime(path)  # read just now: the last one to be deleted
-        return tensor
+        return tensors
 
     def _prune(self) -> None:
         files = []
@@ -177,6 +190,6 @@ def digest_tensors(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _checksum(key: str, tensor: torch.Tensor) -> str:
+def _checksum(key: str, tensors: Mapping[str, torch.Tensor]) -> str:
     """Over the key too, so that a file under another entry's name does not count."""
-    return digest_tensors(key, {_TENSOR: tensor})
+    return digest_tensors(key, tensors)

@@ -70,6 +70,7 @@ def encode_words(
         *columns,
         truncation="only_first" if predicates is not None else True,
         max_length=max_length,
+        return_attention_mask=False,
         return_offsets_mapping=True,
     )
     rows = encoded["input_ids"]
@@ -94,11 +95,16 @@ def encode_words(
         kind="token-classification",
         truncated=sum(int(first[number, len(row) - 1]) < 0 for number, row in enumerate(words)),
         words=torch.from_numpy(first).to(device),
-        reference=Words(
-            counts=tuple(len(row) for row in words),
-            tags=None if tags is None else tuple(tuple(some) for some in tags),
-            predicates=predicates is not None,
-        ),
+        reference=words_reference(words, tags, predicates is not None),
+    )
+
+
+def words_reference(words: Sequence[Sequence[str]], tags: Sequence[Sequence[int]] | None, predicates: bool) -> Words:
+    """What scoring needs of rows beside their tokens; arguments as of `Words` and `encode_words`."""
+    return Words(
+        counts=tuple(len(row) for row in words),
+        tags=None if tags is None else tuple(tuple(some) for some in tags),
+        predicates=predicates,
     )
 
 

@@ -202,6 +202,18 @@ def test_a_second_transfer_finds_the_teachers_predictions(work, tmp_path, monkey
     assert first == again == anew
 
 
+def test_training_is_the_same_with_kept_tokens(work, tmp_path, monkeypatch):
+    line = TRAIN + " --select-on train-split --max-steps 3 --json -q --out "
+    for name, folder in (("none", ""), ("first", str(tmp_path / "cache")), ("second", str(tmp_path / "cache"))):
+        monkeypatch.setenv("PANDA_FUSION_CACHE", folder)
+        if name == "second":
+            assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 3  # training, selection, validation set
+            monkeypatch.setattr("panda_fusion.token_cache.encode_split", None)  # cannot be called
+        assert run(*work.words(line + f"{name}.safetensors"), cwd=tmp_path).code == 0
+    none, first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("none", "first", "second"))
+    assert none == first == second
+
+
 def test_transfer_to_a_regression_and_prediction_of_values(work, tmp_path):
     line = TRANSFER.replace("mood", "likeness") + " --source {w}/mood.safetensors --out out.safetensors --json -q"
     result = run(*work.words(line), cwd=tmp_path).json

@@ -252,7 +252,7 @@ cache_option = option(
     "Similarity",
     "--no-cache",
     is_flag=True,
-    help="Compute task embeddings and teachers' predictions anew, and keep none for the next time.",
+    help="Make tokens, task embeddings and teachers' predictions anew, and keep none for the next time.",
 )
 similarity_options = stacked(similarity_option, target_prompt_option, probe_steps_option, cache_option)
 """`--similarity`, `--target-prompt`, `--probe-steps` and `--no-cache`."""

@@ -70,7 +70,7 @@ def command(
     from panda_fusion.prompt_file import load_prompt
     from panda_fusion.ranking import ranked, score_sources, target_for
     from panda_fusion.run import prepare
-    from panda_fusion.tensor_cache import EMBEDDINGS, user_cache
+    from panda_fusion.tensor_cache import EMBEDDINGS, TOKENS, user_cache
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
 
@@ -80,7 +80,7 @@ def command(
     for prompt in (*sources, *([given] if given else [])):
         check_prompt(prompt, backbone)
     settings = run_settings(options)
-    encoded = prepare(backbone, method, data, settings)
+    encoded = prepare(backbone, method, data, settings, None if no_cache else user_cache(TOKENS))
     for warning in encoded.warnings:
         output.warn(warning)
     with training_progress(output) as progress:

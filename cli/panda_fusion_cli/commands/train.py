@@ -85,6 +85,7 @@ def command(
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
     from panda_fusion.sources import source_info, start_from
     from panda_fusion.students import new_students
+    from panda_fusion.tensor_cache import TOKENS, user_cache
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
     from panda_fusion_cli.run_report import report_run, tell_compilation
@@ -97,7 +98,7 @@ def command(
         check_prompt(source, backbone)
         lineage = Lineage(sources=(source_info(source),))
     settings = run_settings(options)
-    encoded = prepare(backbone, peft, data, settings)
+    encoded = prepare(backbone, peft, data, settings, user_cache(TOKENS))
     for warning in encoded.warnings:
         output.warn(warning)
     tell_compilation(output, compile_layers(backbone, [peft], settings.training.backbone_dropout, options["compile_"]))

@@ -149,7 +149,7 @@ def command(
     from panda_fusion.run import finished_prompts, prepare, result_record, train_students
     from panda_fusion.sources import stack_sources, transfer_lineage
     from panda_fusion.students import new_students
-    from panda_fusion.tensor_cache import EMBEDDINGS, TEACHER_OUTPUTS, user_cache
+    from panda_fusion.tensor_cache import EMBEDDINGS, TEACHER_OUTPUTS, TOKENS, user_cache
     from panda_fusion_cli.progress import training_progress
     from panda_fusion_cli.run_options import check_prompt, open_backbone, run_settings
     from panda_fusion_cli.run_report import report_run, tell_compilation
@@ -164,7 +164,7 @@ def command(
     source_method, _ = stack_sources(sources, backbone.shape)
     student_method = student_method or source_method
     backbone.check_length(source_method.virtual_tokens(), settings.max_length)
-    encoded = prepare(backbone, student_method, data, settings)
+    encoded = prepare(backbone, student_method, data, settings, None if no_cache else user_cache(TOKENS))
     for warning in encoded.warnings:
         output.warn(warning)
     seed, dropout = options["seed"], settings.training.backbone_dropout
