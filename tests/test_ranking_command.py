@@ -81,11 +81,11 @@ def test_a_second_ranking_finds_what_the_first_computed(work: Work, tmp_path: Pa
     )
 
 
-def test_ranking_by_what_is_in_the_files_writes_nothing(work: Work, tmp_path: Path, cache: Path) -> None:
+def test_ranking_by_what_is_in_the_files_keeps_tokens_alone(work: Work, tmp_path: Path, cache: Path) -> None:
     for spec in ("panda", "eavg", "on"):
         words = work.words(RANK + TARGET + QUICK + " --json --similarity " + spec)
         assert run(*words, cwd=tmp_path).json["embeddings"] == {"computed": 0, "found": 0}
-    assert not cache.exists()
+    assert [folder.name for folder in cache.iterdir()] == ["tokens"]
 
 
 def test_prompts_without_a_task_embedding(work: Work, tmp_path: Path) -> None:
