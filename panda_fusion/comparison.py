@@ -109,7 +109,8 @@ def compare(
     Raises:
         KeyboardInterrupt: Ctrl-C; systems cut short at different steps could not be compared.
     """
-    signals = [_signal(backbone, method, encoded, system, settings, seeds[0]) for system in systems]
+    count = sum(system.methods is not None for system in systems)
+    signals = [_signal(backbone, method, encoded, system, settings, seeds[0], count) for system in systems]
     students: list[Student] = []
     for system, signal in zip(systems, signals, strict=True):
         start = None
@@ -159,6 +160,7 @@ def _signal(
     system: System,
     settings: RunSettings,
     seed: int,
+    count: int,
 ) -> TeacherSignal | None:
     if system.methods is None:
         return None
@@ -173,6 +175,7 @@ def _signal(
         settings.training,
         settings.learning_rate,
         seed,
+        signals=count,
     )
 
 

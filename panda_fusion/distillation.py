@@ -19,8 +19,9 @@ from panda_fusion import plugin_manager as plugins
 from panda_fusion.errors import TrainingError
 from panda_fusion.fusion import Fusion, PredictionFusion, PromptFusion, TrainingView
 from panda_fusion.head_fit import fit_heads
-from panda_fusion.inference import head_features, head_features_shape, pooled_vectors, predict_logits
-from panda_fusion.readout import masked
+from panda_fusion.inference import head_features, head_features_shape, pooled_vectors, write_logits
+from panda_fusion.large_tensor import LargeTensor
+from panda_fusion.readout import logits_shape, masked
 from panda_fusion.students import heads_for
 from panda_fusion.teacher import TeacherContext, TeacherPrompts
 from panda_fusion.tensor_cache import TEACHER_OUTPUTS, cache_key, digest_samples, digest_tensors
@@ -28,6 +29,7 @@ from panda_fusion.trainer import Distillation, Student, TrainedPack, TrainSettin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from panda_fusion.backbone import Backbone
     from panda_fusion.dataset import EncodedSet
@@ -41,6 +43,13 @@ if TYPE_CHECKING:
 
 FEATURE_BYTES = 2**30
 """Most memory for the states that a teacher's head is fitted on."""
+TARGET_BYTES = 2**30
+"""Most memory for teachers' predictions, and for the soft targets made of them; what is larger lies in a file.
+Whole-row tasks stay far below (MNLI, K = 3: 14 MB), tagging and QA do not (SQuAD, 384 tokens, K = 3: 0.8 GB). Targets
+in memory are also on the training device, beside backbone and activations, and reading a batch from a file costs
+little, so there is no reason to allow more."""
+FUSED_BYTES = 2**26
+"""Predictions of K teachers that are made into targets and fused at a time."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,12 @@ def teacher_signal(
     learning_rate: float | None,
     seed: int,
     cache: TensorCache | None = None,
+    signals: int = 1,
 ) -> TeacherSignal:
     """Build the teachers, run each once over the training set, and fuse.
+
+    Predictions, and soft targets, of more than TARGET_BYTES are kept in a temporary file in the cache's folder (without
+    a cache in the system's folder for such files), which is gone with the signal. The numbers are the same.
 
     Args:
         backbone: the frozen backbone.
@@ -129,6 +142,12 @@ def teacher_signal(
         learning_rate: likewise; None: that of the method that is trained.
         seed: likewise.
         cache: where to look for the teachers' predictions and keep them; None: nowhere.
+        signals: how many signals the caller holds at a time; they share TARGET_BYTES.
+
+    Raises:
+        OptionError: the methods cannot work together, or not with these sources.
+        TrainingError: a teacher that was trained on the target diverged.
+        OutputError: no disk has room for what is too large for memory.
     """
     check_methods(methods, len(sources), task.kind)
     started = time.perf_counter()
@@ -149,23 +168,27 @@ def teacher_signal(
         fused = methods.fusion.fuse(prompts.tensors, weights)
         prompts = TeacherPrompts(prompts.method, {name: t.unsqueeze(0) for name, t in fused.items()})
     built = time.perf_counter() - started
+    room = _Room(TARGET_BYTES // signals, None if cache is None else cache.folder)
+    shape = (len(next(iter(prompts.tensors.values()))), len(train), *logits_shape(train, task.outputs))
     key = "" if cache is None else _outputs_key(backbone, task, train, prompts, seed)
-    logits = None if cache is None else cache.get(key)
+    logits: torch.Tensor | LargeTensor | None = None
+    if cache is not None:
+        logits = cache.get(key) if room.holds(shape) else cache.get_large(key)
     forward_passes, forward_seconds, head_seconds = 0, 0.0, 0.0
     if logits is None:
-        logits, forward_seconds, head_seconds = _teacher_logits(backbone, task, train, prompts, seed)
-        forward_passes = logits.shape[0]
+        logits = room.tensor(shape)
+        forward_seconds, head_seconds = _write_teacher_logits(backbone, task, train, prompts, seed, logits)
+        forward_passes = shape[0]
         if cache is not None:
-            cache.put({key: logits})
-    targets = methods.kd.targets(logits, task.kind)
-    if isinstance(methods.fusion, PredictionFusion):
-        view = None
-        if methods.fusion.needs_training_view:
-            assert train.labels is not None
-            view = TrainingView(pooled_vectors(backbone, train)[0].cpu(), train.labels.cpu(), task.kind)
-        fused_targets = methods.fusion.fuse(targets, weights, view)
-    else:
-        fused_targets = targets[0]
+            if isinstance(logits, LargeTensor):
+                cache.put_large(key, logits)
+            else:
+                cache.put({key: logits})
+    view = None
+    if isinstance(methods.fusion, PredictionFusion) and methods.fusion.needs_training_view:
+        assert train.labels is not None
+        view = TrainingView(pooled_vectors(backbone, train)[0].cpu(), train.labels.cpu(), task.kind)
+    fused_targets = _soft_targets(logits, methods, task.kind, weights, view, room)
     scale = methods.fusion.kd_scale(similarities)
     return TeacherSignal(
         distillation=Distillation(methods.kd, fused_targets, methods.lambda_ * scale),
@@ -193,25 +216,67 @@ def _outputs_key(backbone: Backbone, task: Task, train: EncodedSet, prompts: Tea
     )
 
 
-def _teacher_logits(
-    backbone: Backbone, task: Task, train: EncodedSet, prompts: TeacherPrompts, seed: int
-) -> tuple[torch.Tensor, float, float]:
-    """([K, M, C] logits on the CPU, seconds of the pass, seconds of fitting heads).
+@dataclass(frozen=True)
+class _Room:
+    """How much may be in memory, and in which folder the rest goes."""
+
+    memory: int
+    folder: Path | None
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape is to be in memory."""
+        return 4 * math.prod(shape) <= self.memory
+
+    def tensor(self, shape: tuple[int, ...]) -> torch.Tensor | LargeTensor:
+        """A new tensor, of which every element is still to be written."""
+        return torch.empty(shape) if self.holds(shape) else LargeTensor.temporary(shape, self.folder)
+
+
+def _soft_targets(
+    logits: torch.Tensor | LargeTensor,
+    methods: DistillationMethods,
+    kind: str,
+    weights: torch.Tensor,
+    view: TrainingView | None,
+    room: _Room,
+) -> torch.Tensor | LargeTensor:
+    """[M, ...] soft targets of [K, M, ...] logits, some examples at a time where the fusion can do that."""
+    fusion = methods.fusion
+    examples = logits.shape[1]
+    at_once = examples
+    if not isinstance(fusion, PredictionFusion) or (fusion.by_example and view is None):
+        at_once = max(1, FUSED_BYTES * examples // (4 * math.prod(logits.shape)))
+    result = room.tensor((examples, *logits.shape[2:]))
+    for first in range(0, examples, at_once):
+        some = slice(first, first + at_once)
+        targets = methods.kd.targets(logits[:, some], kind)
+        result[some] = fusion.fuse(targets, weights, view) if isinstance(fusion, PredictionFusion) else targets[0]
+    return result
+
+
+def _write_teacher_logits(
+    backbone: Backbone,
+    task: Task,
+    train: EncodedSet,
+    prompts: TeacherPrompts,
+    seed: int,
+    into: torch.Tensor | LargeTensor,
+) -> tuple[float, float]:
+    """Write [K, M, ...] logits `into` memory or a file; (seconds of the pass, seconds of fitting heads).
 
     A head that must be fitted is fitted on the features of that same pass, or, where those of the whole training set
     would not fit into memory, on those of a part of it, before the pass. Prompts that cannot share a pass take turns.
     """
     if not prompts.method.packable and len(next(iter(prompts.tensors.values()))) > 1:
-        made = [_teacher_logits(backbone, task, train, one, seed) for one in _singly(prompts)]
-        return (
-            torch.cat([logits for logits, _, _ in made]),
-            sum(part[1] for part in made),
-            sum(part[2] for part in made),
-        )
+        seconds = [
+            _write_teacher_logits(backbone, task, train, one, seed, _part(into, place))
+            for place, one in enumerate(_singly(prompts))
+        ]
+        return sum(forward for forward, _ in seconds), sum(head for _, head in seconds)
     started = time.perf_counter()
     if prompts.head is not None:
-        logits = predict_logits(backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs).cpu()
-        return logits, time.perf_counter() - started, 0.0
+        write_logits(backbone, train, prompts.method, prompts.tensors, prompts.head, task.outputs, into)
+        return time.perf_counter() - started, 0.0
     examples = _examples_to_fit_on(backbone, train, len(next(iter(prompts.tensors.values()))))
     some = train if examples is None else train.subset(examples)
     features = head_features(backbone, some, prompts.method, prompts.tensors)
@@ -222,12 +287,19 @@ def _teacher_logits(
         everything = torch.arange(len(train), device=backbone.device).expand(len(features), -1)
         with torch.inference_mode():
             logits = backbone.head(task.outputs, task.kind)(on_device, features)
-            logits = masked(logits, train, everything).cpu()
-        return logits, forward_seconds, time.perf_counter() - started - forward_seconds
+            into[:] = masked(logits, train, everything).cpu()
+        return forward_seconds, time.perf_counter() - started - forward_seconds
     fitted = time.perf_counter()
-    logits = predict_logits(backbone, train, prompts.method, prompts.tensors, heads, task.outputs).cpu()
+    del features  # up to FEATURE_BYTES, of no use in the pass over the whole set
+    write_logits(backbone, train, prompts.method, prompts.tensors, heads, task.outputs, into)
     passes = forward_seconds + time.perf_counter() - fitted
-    return logits, passes, time.perf_counter() - started - passes
+    return passes, time.perf_counter() - started - passes
+
+
+def _part(tensor: torch.Tensor | LargeTensor, place: int) -> torch.Tensor | LargeTensor:
+    """One prompt's place in a tensor of all, to write to."""
+    part = slice(place, place + 1)
+    return tensor.part(part) if isinstance(tensor, LargeTensor) else tensor[part]
 
 
 def _singly(prompts: TeacherPrompts) -> list[TeacherPrompts]:

@@ -60,13 +60,18 @@ class PredictionFusion(Fusion):
 
     needs_training_view = False
     """Whether `fuse` wants a `TrainingView` (costs one more pass over the training set without a prompt)."""
+    by_example = False
+    """Whether an example's soft target depends on nothing but the similarities and its own targets. `fuse` may then be
+    called for some of the examples at a time, which is how predictions that are too large for memory are fused; with
+    False it gets all M at once, whatever their size. Not to be combined with `needs_training_view`."""
 
     @abstractmethod
     def fuse(self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None) -> torch.Tensor:
         """Fuse the soft targets of K teachers.
 
         Args:
-            targets: [K, M, ...] float32, teacher outputs in the KD loss's space for M training examples.
+            targets: [K, M, ...] float32, teacher outputs in the KD loss's space for M training examples (for some of
+                them where `by_example` is set).
             similarities: [K] float32.
             view: the training set's features and labels, where `needs_training_view` is set; a fusion with
                 parameters of its own fits them on it and may weight every example differently.

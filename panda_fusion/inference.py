@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from panda_fusion.dataset import EncodedSet, gather, length_sorted_chunks
 from panda_fusion.heap import kept_heap
@@ -15,6 +16,7 @@ from panda_fusion.readout import MASKED, logits_shape, masked, read
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.injection import Injection
+    from panda_fusion.large_tensor import LargeTensor
     from panda_fusion.peft_method import PEFTMethod
 
 Tensors = Mapping[str, torch.Tensor]
@@ -100,6 +102,22 @@ def predict_logits(
         float32 on the backbone's device, in the order of `data`: [G, M, outputs]; multiple-choice [G, M, R];
         token-classification [G, M, S, outputs]; extractive-qa [G, M, 2, longest]. What cannot be chosen holds -1e4.
     """
+    prompts = len(next(iter(tensors.values())))
+    result = torch.empty((prompts, len(data), *logits_shape(data, outputs)), device=backbone.device)
+    write_logits(backbone, data, method, tensors, head, outputs, result)
+    return result
+
+
+def write_logits(
+    backbone: Backbone,
+    data: EncodedSet,
+    method: PEFTMethod,
+    tensors: Tensors,
+    head: Tensors,
+    outputs: int,
+    into: torch.Tensor | LargeTensor,
+) -> None:
+    """Write what `predict_logits` returns into a tensor of that shape, on any device or in a file, as it is made."""
     parameters = {name: tensor.to(backbone.device) for name, tensor in head.items()}
     layer = backbone.head(outputs, data.kind)
 
@@ -109,10 +127,9 @@ def predict_logits(
         return masked(layer(parameters, features, weights=weights), data, index)
 
     fill = 0.0 if data.answerable is None else MASKED
-    return _pass(backbone, data, method, tensors, logits_shape(data, outputs), fill, logits)
+    _write(backbone, data, method, tensors, fill, logits, into)
 
 
-@torch.inference_mode()
 def _pass(
     backbone: Backbone,
     data: EncodedSet,
@@ -122,7 +139,24 @@ def _pass(
     fill: float,
     compute: Callable[[torch.Tensor, int, Injection | None, Rows], torch.Tensor],
 ) -> torch.Tensor:
-    """[G, M, *shape]: what `compute` makes of every chunk of examples [G, B], `fill` behind shorter rows."""
+    """[G, M, *shape] on the backbone's device, from `_write`."""
+    prompts = 1 if tensors is None else len(next(iter(tensors.values())))
+    result = torch.empty((prompts, len(data), *shape), device=backbone.device)
+    _write(backbone, data, method, tensors, fill, compute, result)
+    return result
+
+
+@torch.inference_mode()
+def _write(
+    backbone: Backbone,
+    data: EncodedSet,
+    method: PEFTMethod | None,
+    tensors: Tensors | None,
+    fill: float,
+    compute: Callable[[torch.Tensor, int, Injection | None, Rows], torch.Tensor],
+    result: torch.Tensor | LargeTensor,
+) -> None:
+    """Into `result` [G, M, ...] what `compute` makes of every chunk of examples [G, B], `fill` behind shorter rows."""
     injection = None
     prompts = 1
     if method is not None:
@@ -130,13 +164,21 @@ def _pass(
         on_device = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
         injection = method.inject(on_device, backbone.shape)
         prompts = next(iter(on_device.values())).shape[0]
-    result = torch.full((prompts, len(data), *shape), fill, device=backbone.device)
     lengths = data.example_lengths()
     budget = CUDA_TOKENS if backbone.device.type == "cuda" else CPU_TOKENS
     with kept_heap():
         for chunk in length_sorted_chunks(lengths, budget, prompts * data.rows):
-            index = torch.from_numpy(chunk).to(backbone.device)
+            place = torch.from_numpy(chunk)
+            index = place.to(backbone.device)
             made = compute(index.expand(prompts, -1), int(lengths[chunk[0]]), injection, Rows(prompts)).float()
-            place: list[slice | torch.Tensor] = [slice(None), index, *(slice(size) for size in made.shape[2:])]
-            result[tuple(place)] = made
-    return result
+            behind = [
+                size
+                for here, whole in zip(made.shape[:1:-1], result.shape[:1:-1], strict=True)
+                for size in (0, whole - here)
+            ]
+            if any(behind):
+                made = F.pad(made, behind, value=fill)
+            if isinstance(result, torch.Tensor) and result.device == index.device:
+                result[:, index] = made
+            else:
+                result[:, place] = made.cpu()

@@ -39,7 +39,7 @@ class KDLoss(Method):
     def targets(self, logits: torch.Tensor, kind: str) -> torch.Tensor:
         """Map teacher logits [..., C] (C = 1 for regression) to soft targets of the same shape.
 
-        Whole training sets of K teachers come at once; words that do not count are part of them.
+        Training sets of K teachers come whole or some examples at a time; words that do not count are part of them.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from panda_fusion.backbone import Backbone
     from panda_fusion.dataset import EncodedSet
+    from panda_fusion.large_tensor import LargeTensor
     from panda_fusion.prompt import Prompt
 
 VARIABLE = "PANDA_FUSION_CACHE"
@@ -104,6 +106,47 @@ class TensorCache:
                     write_bytes(self._path(key), save(plain, {_CHECKSUM: _checksum(key, plain)}))
         self._prune()
 
+    def get_large(self, key: str) -> LargeTensor | None:
+        """The entry as `get` finds it, left in its file."""
+        from panda_fusion.errors import PromptFileError
+        from panda_fusion.large_tensor import LargeTensor
+        from panda_fusion.safetensors_header import read_header
+
+        tensor = None
+        with suppress(OSError, PromptFileError):
+            header = read_header(self._path(key))
+            stored = header.tensors.get(_TENSOR)
+            if len(header.tensors) == 1 and stored is not None and stored.dtype == "F32":
+                first = header.file_bytes - stored.data_offsets[1]
+                tensor = LargeTensor.of_file(self._path(key), stored.shape, first)
+                if header.metadata.get(_CHECKSUM) != _checksum(key, {_TENSOR: tensor}):
+                    tensor = None
+        if tensor is None:
+            self.missed += 1
+            return None
+        self.found += 1
+        with suppress(OSError):
+            os.utime(self._path(key))
+        return tensor
+
+    def put_large(self, key: str, tensor: LargeTensor) -> None:
+        """Keep what `put` would keep, the same file, without holding it in memory."""
+        from panda_fusion.atomic_write import atomic_path
+
+        size = 4 * math.prod(tensor.shape)
+        if size > self.limit:
+            return
+        entry = {"dtype": "F32", "shape": tensor.shape, "data_offsets": (0, size)}
+        header = json.dumps(
+            {"__metadata__": {_CHECKSUM: _checksum(key, {_TENSOR: tensor})}, _TENSOR: entry}, separators=(",", ":")
+        ).encode()
+        header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8 bytes
+        with suppress(OutputError), atomic_path(self._path(key)) as temporary, open(temporary, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for part in tensor.parts():
+                file.write(part.numpy().data)
+        self._prune()
+
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
@@ -181,15 +224,18 @@ def digest_samples(samples: EncodedSet) -> str:
     return digest_tensors(f"rows={samples.rows}", tensors)
 
 
-def digest_tensors(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_tensors(text: str, tensors: Mapping[str, torch.Tensor | LargeTensor]) -> str:
     """Digest of tensors by name, with a text that says what they are."""
+    import torch
+
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f";{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        for part in (tensor,) if isinstance(tensor, torch.Tensor) else tensor.parts():
+            digest.update(part.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def _checksum(key: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def _checksum(key: str, tensors: Mapping[str, torch.Tensor | LargeTensor]) -> str:
     """Over the key too, so that a file under another entry's name does not count."""
     return digest_tensors(key, tensors)

@@ -27,6 +27,7 @@ from panda_fusion.task_loss import task_losses
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.kd_loss import KDLoss
+    from panda_fusion.large_tensor import LargeTensor
     from panda_fusion.peft_method import PEFTMethod
     from panda_fusion.task import Task
 
@@ -44,12 +45,13 @@ class Distillation:
 
     Attributes:
         loss: the KD loss.
-        targets: [M, ...] float32 soft targets for the training set, in its order.
+        targets: [M, ...] float32 soft targets for the training set, in its order; in memory they go to the device as a
+            whole, from a file a batch's rows at a time.
         weight: lambda, times the similarity where the fusion says so.
     """
 
     loss: KDLoss
-    targets: torch.Tensor
+    targets: torch.Tensor | LargeTensor
     weight: float
 
 
@@ -438,23 +440,39 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Distiller:
-    """Prompts of the pack that share a KD loss."""
+    """G prompts of the pack that share a KD loss.
+
+    Attributes:
+        loss: it.
+        members: [G] their places in the pack.
+        weights: [G] of the KD loss.
+        signals: [G] which of `targets` each follows.
+        targets: [signals, M, ...] on the device, or one by one where any is in a file.
+    """
 
     loss: KDLoss
     members: torch.Tensor
-    targets: torch.Tensor
     weights: torch.Tensor
+    signals: torch.Tensor
+    targets: torch.Tensor | list[torch.Tensor | LargeTensor]
 
     def add(
         self, losses: torch.Tensor, logits: torch.Tensor, index: torch.Tensor, kind: str, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Losses [G] with the members' weighted KD losses added; over real tokens only (`mask`)."""
         own = index[self.members]
-        places = torch.arange(len(self.members), device=index.device)[:, None]
-        targets = cut_targets(self.targets[places, own], logits)
+        targets = cut_targets(self._rows(own), logits)
         counts = None if mask is None else mask[self.members]
         values = self.loss.loss(logits[self.members], targets, kind, counts)
         return losses.index_add(0, self.members, self.weights * values)
+
+    def _rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Soft targets [G, B, ...] of examples [G, B]."""
+        if isinstance(self.targets, torch.Tensor):
+            return self.targets[self.signals[:, None], index]
+        signals = self.signals.tolist()
+        rows = [self.targets[signal][own].cpu() for signal, own in zip(signals, index.cpu(), strict=True)]
+        return torch.stack(rows).to(index.device)
 
 
 def _group_distillations(students: Sequence[Student], device: torch.device) -> list[_Distiller]:
@@ -465,15 +483,26 @@ def _group_distillations(students: Sequence[Student], device: torch.device) -> l
     made = []
     for places in groups.values():
         parts = [d for p in places if (d := students[p].distillation) is not None]
+        # Students of one signal hold the same object: its targets are needed once.
+        targets = list({id(part.targets): part.targets for part in parts}.values())
+        signals = [next(n for n, one in enumerate(targets) if one is part.targets) for part in parts]
+        in_memory = [one for one in targets if isinstance(one, torch.Tensor)]
         made.append(
             _Distiller(
                 loss=parts[0].loss,
                 members=torch.tensor(places, device=device),
-                targets=torch.stack([part.targets.to(device) for part in parts]),
                 weights=torch.tensor([part.weight for part in parts], device=device),
+                signals=torch.tensor(signals, device=device),
+                targets=_stacked(in_memory, device) if len(in_memory) == len(targets) else targets,
             )
         )
     return made
+
+
+def _stacked(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """On a device along a new first axis; a single one without a copy."""
+    moved = [tensor.to(device) for tensor in tensors]
+    return moved[0].unsqueeze(0) if len(moved) == 1 else torch.stack(moved)
 
 
 def _part(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:

@@ -277,6 +277,19 @@ class AView(PredictionFusion):
         return targets[0]
 
 
+class LooksAround(PredictionFusion):
+    """The mean over the examples goes off every one of them, so they cannot be fused apart."""
+
+    by_example = True
+
+    def fuse(self, targets, similarities, view=None):
+        return (targets - targets.mean(1, keepdim=True)).mean(0)
+
+
+class FitsAndPromisesNotTo(LooksAround):
+    needs_training_view = True
+
+
 class NeitherEarlyNorLate(Fusion):
     pass
 
@@ -366,6 +379,8 @@ BROKEN = [
     ("fusion", KeepsK, "2 prompt(s): shapes without K"),
     ("fusion", InPlace, "2 prompt(s): inputs stay as they are"),
     ("fusion", AView, "1 teacher(s): inputs stay as they are"),
+    ("fusion", LooksAround, "3 teacher(s): examples apart where by_example says so"),
+    ("fusion", FitsAndPromisesNotTo, "1 teacher(s): examples apart where by_example says so"),
     ("fusion", NeitherEarlyNorLate, "is a fusion of prompts or of predictions"),
     ("fusion", NaNScale, "kd_scale is a finite float"),
     ("similarity", Opposite, "no prompt is closer to a prompt than itself"),

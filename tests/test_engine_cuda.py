@@ -14,7 +14,8 @@ from engine_samples import CLASSES, VALUES, accuracy, encoded, largest, logits, 
 from panda_fusion.activation_memory import activation_bytes
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.device import choose_device, choose_precision
-from panda_fusion.inference import pooled_vectors
+from panda_fusion.inference import pooled_vectors, predict_logits, write_logits
+from panda_fusion.large_tensor import LargeTensor
 from panda_fusion.plugin_manager import kd_losses
 from panda_fusion.students import new_students
 from panda_fusion.testing import MODEL_TYPES
@@ -98,6 +99,32 @@ def test_pack_equals_every_prompt_alone_and_the_cpu(
         assert largest(found, logits(backbone, peft, alone.tensors, alone.head, data)) <= 1e-4
         own = (slice_of(on_host.tensors, place), slice_of(on_host.head, place))
         assert largest(found.cpu(), logits(host, peft, *own, host_data)) <= 1e-2
+
+
+def test_targets_in_a_file_give_the_numbers_of_targets_on_the_gpu(on_cuda: OnCuda) -> None:
+    """Predictions written to the host and to a file as they are made, and a pack that follows them from there."""
+    backbone, peft = on_cuda("bert"), method("prefix:length=4")
+    data = encoded(backbone, CLASSES, EXAMPLES)
+    tensors = pack(peft, backbone, 2)
+    made = [backbone.head(3).create(torch.Generator().manual_seed(seed)) for seed in range(2)]
+    head = {name: torch.stack([one[name] for one in made]) for name in made[0]}
+    expected = predict_logits(backbone, data, peft, tensors, head, 3).cpu()
+    on_host, filed = torch.empty(2, EXAMPLES, 3), LargeTensor.temporary((2, EXAMPLES, 3))
+    for into in (on_host, filed):
+        write_logits(backbone, data, peft, tensors, head, 3, into)
+        assert torch.equal(into[:], expected)
+    in_files = [LargeTensor.temporary((EXAMPLES, 3)) for _ in range(2)]
+    for place, one in enumerate(in_files):
+        one[:] = expected[place]
+    trained = []
+    for targets in (list(expected), in_files):
+        pair = [
+            replace(student, distillation=Distillation(kd_losses().create("mse:space=logits"), soft, 0.5))
+            for student, soft in zip(students(backbone, "prefix:length=4", (1e-2, 3e-3)), targets, strict=True)
+        ]
+        trained.append(train_pack(backbone, peft, pair, CLASSES, data, SETTINGS))
+    for name, tensor in trained[0].tensors.items():
+        assert largest(tensor, trained[1].tensors[name]) <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

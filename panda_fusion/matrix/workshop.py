@@ -160,6 +160,7 @@ class Workshop:
     ) -> list[_Planned]:
         signals: dict[tuple[object, ...], tuple[TeacherSignal, tuple[float, ...]]] = {}
         keys = [_signal_key(cell) for cell in cells]
+        distinct = len({key for cell, key in zip(cells, keys, strict=True) if cell.system == "panda"})
         planned = []
         for cell, key in zip(cells, keys, strict=True):
             start = signal = distillation = None
@@ -172,7 +173,7 @@ class Workshop:
             elif cell.system == "panda":
                 methods, similarity = _methods(cell)
                 if key not in signals:
-                    signals[key] = self._signal(cell, sources, methods, similarity, method, encoded, settings)
+                    signals[key] = self._signal(cell, sources, methods, similarity, method, encoded, settings, distinct)
                 signal, similarities = signals[key]
                 weight = methods.lambda_ * signal.distillation.weight
                 distillation = Distillation(methods.kd, signal.distillation.targets, weight)
@@ -192,8 +193,9 @@ class Workshop:
         method: PEFTMethod,
         encoded: EncodedTask,
         settings: RunSettings,
+        signals: int,
     ) -> tuple[TeacherSignal, tuple[float, ...]]:
-        """The teachers' signal at lambda 1, and the similarities."""
+        """The teachers' signal at lambda 1, one of the pack's `signals`, and the similarities."""
         values = tuple(score_sources(self.backbone, similarity, sources, self._own(cell), encoded))
         signal = teacher_signal(
             self.backbone,
@@ -206,6 +208,7 @@ class Workshop:
             settings.training,
             cell.learning_rate,
             cell.seed,
+            signals=signals,
         )
         return signal, values
 

@@ -139,9 +139,24 @@ def _prediction_checks(method: PredictionFusion, count: int) -> Iterator[Check]:
         first, second = fuse(targets("outputs")), fuse(targets("outputs"))
         require(torch.equal(first, second), "two equal calls gave two results")
 
+    def by_example() -> None:
+        if not method.by_example:
+            return
+        require(
+            not method.needs_training_view,
+            "by_example and needs_training_view are both set; what is fitted on the training set needs all of it",
+        )
+        given = targets("outputs")
+        halves = torch.cat([fuse(given[:, :5]), fuse(given[:, 5:])])
+        require(
+            torch.equal(fuse(given), halves),
+            "by_example is set, but some examples alone are fused differently than among all; leave it False",
+        )
+
     yield Check(f"{count} teacher(s): shapes without K", shapes)
     yield Check(f"{count} teacher(s): inputs stay as they are", unchanged)
     yield Check(f"{count} teacher(s): deterministic", deterministic)
+    yield Check(f"{count} teacher(s): examples apart where by_example says so", by_example)
 
 
 def _view() -> TrainingView:

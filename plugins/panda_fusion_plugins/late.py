@@ -28,6 +28,7 @@ class LateFusion(PredictionFusion):
 
     Options = LateOptions
     options: LateOptions
+    by_example = True
 
     def fuse(self, targets: torch.Tensor, similarities: torch.Tensor, view: TrainingView | None = None) -> torch.Tensor:
         from panda_fusion.fusion import fusion_weights

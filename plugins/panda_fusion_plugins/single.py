@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class SingleFusion(PredictionFusion):
     """No fusion: the only teacher's targets as they are; lambda is multiplied by the similarity."""
 
+    by_example = True
+
     def check_sources(self, count: int) -> None:
         if count != 1:
             raise OptionError(
