@@ -98,7 +98,6 @@ class Backbone:
         self.dtype = dtype
         import torch
 
-        from panda_fusion.fused_layer import fuse_layers
         from panda_fusion.mask_pool import with_pooled_dropout
         from panda_fusion.packed_linear import pack_linear_layers
 
@@ -126,7 +125,6 @@ class Backbone:
             with_pooled_dropout(self._model)
             if dtype == torch.bfloat16:
                 pack_linear_layers(self._model.get_submodule(layer) for layer in self.shape.layer_modules)
-        self._fused = fuse_layers(self._model, self.shape.layer_modules)
         self._checkpointing: list[Any] = [one for one in model.modules() if hasattr(one, "gradient_checkpointing")]
         self._position_base = _position_base(model)
         self._embed: Any = self._model.get_input_embeddings()  # type: ignore[operator]
@@ -204,7 +202,7 @@ class Backbone:
 
         front = 0 if injection is None else injection.embedding_length
         with one_token(self._model, self.shape.layer_modules[-1], front):
-            return self._run(input_ids, lengths, token_types, injection, rows, dropout, last=True)[:, 0]
+            return self._run(input_ids, lengths, token_types, injection, rows, dropout)[:, 0]
 
     def hidden_states(
         self,
@@ -235,13 +233,10 @@ class Backbone:
         injection: Injection | None,
         rows: Rows,
         dropout: float,
-        last: bool = False,
     ) -> torch.Tensor:
-        """[N, P + T, hidden]: the last layer's states, those of an input prompt in front; `last`: that layer computes
-        one token alone."""
+        """[N, P + T, hidden]: the last layer's states, those of an input prompt in front."""
         import torch
 
-        from panda_fusion.fused_layer import fused
         from panda_fusion.injected import injected
 
         training = injection is not None and torch.is_grad_enabled()
@@ -276,15 +271,8 @@ class Backbone:
             stack.enter_context(injected(self._model, injection, rows, count, self.dtype, dropout, layers))
             if self.compiled is not None and self.compiled.fit(injection, dropout, bool(layers), count, front + width):
                 stack.enter_context(self.compiled.in_use())
-            elif self._fuses(injection, dropout):
-                stack.enter_context(fused(self._fused[: len(self._fused) - last]))
             hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
-
-    def _fuses(self, injection: Injection | None, dropout: float) -> bool:
-        """Whether layers run as one operation: nothing looks into them and nothing is computed again."""
-        plain = injection is None or not (injection.outputs or injection.weights)
-        return plain and not dropout and not self.gradient_checkpointing
 
     def _checkpoints(self) -> bool:
         return any(module.gradient_checkpointing for module in self._checkpointing)

@@ -18,35 +18,10 @@ LARGEST = 2 * 2**30
 """Bytes of linear weights up to which they are packed: copies of larger ones would be missed elsewhere."""
 
 
-class PackedWeight:
-    """A frozen weight [out, in] with its bias [out], laid out for products in bfloat16.
-
-    The copy for the backward pass is made when it is first needed.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-        self._packed = _packed(self.weight)
-        self._transposed: torch.Tensor | None = None
-
-    def product(self, input: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
-        """input W^T + b [+ added], rounded once."""
-        return _product(input, self._packed, self.bias, added)
-
-    def transposed_product(self, gradient: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
-        """gradient W [+ added], rounded once."""
-        if self._transposed is None:
-            self._transposed = _packed(self.weight.t().contiguous())
-        return _product(gradient, self._transposed, None, added)
-
-
 class PackedLinear(nn.Linear):
     """A frozen linear layer with a packed copy of its weight.
 
     Its parameters are those of the layer that it was made of, and used whenever they have been replaced.
-
-    Attributes:
-        packed: the weight that it was made with.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -57,34 +32,40 @@ class PackedLinear(nn.Linear):
         if layer.bias is None:
             self.register_parameter("bias", None)
         self.training = layer.training
-        self.packed = PackedWeight(layer.weight, layer.bias)
         self._sources = (layer.weight, layer.bias)
-
-    @property
-    def replaced(self) -> bool:
-        """Whether other parameters stand in the place of its own."""
-        own = self._parameters  # attributes of a module are looked up slowly
-        return own["weight"] is not self._sources[0] or own["bias"] is not self._sources[1]
+        self._packed = _packed(layer.weight)
+        self._transposed: torch.Tensor | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """What `nn.Linear` gives."""
-        if self.replaced:
-            return super().forward(input)
+        own = self._parameters  # attributes of a module are looked up slowly
+        if own["weight"] is not self._sources[0] or own["bias"] is not self._sources[1]:
+            return nn.functional.linear(input, own["weight"], own["bias"])  # type: ignore[arg-type]
         if torch.is_grad_enabled() and input.requires_grad:
-            product: torch.Tensor = _Product.apply(input, self.packed)
+            product: torch.Tensor = _Product.apply(input, self)
             return product
-        return self.packed.product(input)
+        return self.product(input)
+
+    def product(self, input: torch.Tensor) -> torch.Tensor:
+        """input W^T + b."""
+        return _product(input, self._packed, self._sources[1])
+
+    def transposed_product(self, gradient: torch.Tensor) -> torch.Tensor:
+        """gradient W."""
+        if self._transposed is None:
+            self._transposed = _packed(self._sources[0].t().contiguous())
+        return _product(gradient, self._transposed, None)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-        ctx.weight = weight
-        return weight.product(input)
+    def forward(ctx: Any, input: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return layer.product(input)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.weight.transposed_product(gradients[0]), None
+        return ctx.layer.transposed_product(gradients[0]), None
 
 
 def pack_linear_layers(layers: Iterable[nn.Module]) -> bool:
@@ -116,7 +97,7 @@ def can_pack() -> bool:
         return False
     try:
         weight = torch.ones(32, 32, dtype=torch.bfloat16)
-        return torch.equal(_product(weight, _packed(weight), None, weight), torch.full_like(weight, 33))
+        return torch.equal(_product(weight, _packed(weight), None), torch.full_like(weight, 32))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
@@ -126,12 +107,6 @@ def _packed(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def _product(
-    input: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, added: torch.Tensor | None = None
-) -> torch.Tensor:
-    product: torch.Tensor
-    if added is None:
-        product = torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
-    else:
-        product = torch.ops.mkldnn._linear_pointwise.binary(input, added, packed, bias, "add")
+def _product(input: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
     return product
