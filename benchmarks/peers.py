@@ -27,8 +27,8 @@ from panda_fusion.rows import Split, TaskData
 
 IGNORED = -100
 """The label of a token that carries none."""
-WARM_UP = 3
-"""Steps that are not timed."""
+WARM_UP = 8
+"""Steps that are not timed; no more than are."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Work:
     max_length: int
     steps: int
     device: torch.device
+
+    @property
+    def warm_up(self) -> int:
+        """Steps before the timed ones."""
+        return min(WARM_UP, self.steps)
 
     @property
     def tags_words(self) -> bool:
@@ -140,7 +145,7 @@ def peft_trainer(
 ) -> float:
     """Samples per second under the HF Trainer. A compiled model warms up for as long as it compiles."""
     model, tokenizer = peft_model(work, dropout)
-    clock = _Clock(20 if compiled else WARM_UP)
+    clock = _Clock(20 if compiled else work.warm_up)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -174,14 +179,14 @@ def peft_loop(work: Work) -> float:
     model.to(work.device).train()
     rows = sorted(peft_rows(work, tokenizer, work.data.train), key=lambda row: row["length"])
     # Batches from all over the lengths, as an epoch would meet them.
-    count = WARM_UP + work.steps
+    count = work.warm_up + work.steps
     starts = torch.linspace(0, max(0, len(rows) - work.batch_size), count).long().tolist()
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     collate = collator(work, tokenizer)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
     started = 0.0
     for step, place in enumerate(order):
-        if step == WARM_UP:
+        if step == work.warm_up:
             if work.device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()

@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
 KEPT = "## What bounds a step"
 TRAINING = {
-    "rte": "--task rte",
+    "rte": "--task rte --steps 30 --rounds 4",
+    "rte-long": "--task rte --steps 150 --only grouping --only auto",
     "rte-batch-16": "--task rte --batch-size 16",
     "rte-prompt": "--task rte --method prompt",
     "rte-adapter": "--task rte --method adapter",
@@ -34,8 +35,8 @@ TRAINING = {
     "conll04": "--task conll04",
     "pack-21": "--task rte --batch-size 16 --pack 21 --steps 4 --only auto",
     "bert-base": "--task rte --model bert-base --steps 4 --rounds 2",
-    "bert-large": "--task rte --model bert-large --steps 2 --rounds 1 --batch-size 16",
-    "opt-350m": "--task rte --model opt-350m --steps 2 --rounds 1 --batch-size 16",
+    "bert-large": "--task rte --model bert-large --steps 2 --rounds 2 --batch-size 16 --only bf16 --only auto",
+    "opt-350m": "--task rte --model opt-350m --steps 2 --rounds 2 --batch-size 16 --only bf16 --only auto",
 }
 OTHERS = {
     "evaluation": ("evaluation.py", "--task rte"),

@@ -21,7 +21,7 @@ from collections.abc import Callable
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from peers import WARM_UP, Work, peft_loop, peft_trainer
+from peers import Work, peft_loop, peft_trainer
 from rounds import ratios, spread, take_turns
 from setting import add_options, describe_machine, load_rows, model_folder
 from transformers.utils import logging as transformers_logging
@@ -41,14 +41,15 @@ BEST = "PEFT + HF Trainer, bf16 + length grouping"
 class _StepClock:
     """Times the steps after the warm-up, through the same hook that a progress bar uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
         self.started = self.seconds = 0.0
 
     @hookimpl
     def step_ended(self, step: int, steps: int) -> None:
-        if step in (WARM_UP, steps) and torch.cuda.is_available():
+        if step in (self.warm_up, steps) and torch.cuda.is_available():
             torch.cuda.synchronize()
-        if step == WARM_UP:
+        if step == self.warm_up:
             self.started = time.perf_counter()
         elif step == steps:
             self.seconds = time.perf_counter() - self.started
@@ -62,10 +63,10 @@ def ours(work: Work, precision: str, backbone_dropout: float = 0.0, pack: int = 
     train = encode_split(backbone, task, work.data.train, work.max_length)
     spec = f"{work.method}:length={work.length}" if work.method in ("prefix", "prompt") else work.method
     method = peft_methods().create(spec)
-    clock = _StepClock()
+    clock = _StepClock(work.warm_up)
     settings = TrainSettings(
         epochs=1000,
-        max_steps=WARM_UP + work.steps,
+        max_steps=work.warm_up + work.steps,
         batch_size=work.batch_size,
         dropout=0.1,
         backbone_dropout=backbone_dropout,
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="a compiled PEFT model too; needs a C++ compiler")
     parser.add_argument("--steps", type=int, default=15, help="timed steps per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="run contenders whose name contains this")
+    parser.add_argument("--only", action="append", help="run contenders whose name contains this; may be repeated")
     given = parser.parse_args()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -130,7 +131,11 @@ def main() -> None:
         steps=given.steps,
         device=device,
     )
-    chosen = {k: v for k, v in contenders(work, given.pack, given.compiled).items() if given.only in k}
+    chosen = {
+        k: v
+        for k, v in contenders(work, given.pack, given.compiled).items()
+        if not given.only or any(part in k for part in given.only)
+    }
     figures = take_turns(chosen, given.rounds)
     auto = precision_name(choose_precision("auto", device))
     model = given.model or "all-MiniLM-L6-v2"

@@ -143,10 +143,12 @@ def one_run(folder: str, checkpointing: bool) -> dict[str, object]:
 
     import torch
 
+    from panda_fusion import packed_linear
     from panda_fusion.backbone import load_backbone
     from panda_fusion.injection import Rows
     from panda_fusion.plugin_manager import peft_methods
 
+    packed_linear.LARGEST = 0  # copies of the weights, which only CPUs have
     device, started = torch.device("cpu"), time.monotonic()
     backbone = load_backbone(folder, device=device, dtype=torch.bfloat16, gradient_checkpointing=checkpointing)
     loaded = peak()
