@@ -35,8 +35,8 @@ TRAINING = {
     "conll04": "--task conll04",
     "pack-21": "--task rte --batch-size 16 --pack 21 --steps 4 --only auto",
     "bert-base": "--task rte --model bert-base --steps 4 --rounds 2",
-    "bert-large": "--task rte --model bert-large --steps 2 --rounds 2 --batch-size 16 --only bf16 --only auto",
-    "opt-350m": "--task rte --model opt-350m --steps 2 --rounds 2 --batch-size 16 --only bf16 --only auto",
+    "bert-large": "--task rte --model bert-large --steps 6 --rounds 2 --batch-size 16 --only bf16 --only auto",
+    "opt-350m": "--task rte --model opt-350m --steps 6 --rounds 2 --batch-size 16 --only bf16 --only auto",
 }
 OTHERS = {
     "evaluation": ("evaluation.py", "--task rte"),
