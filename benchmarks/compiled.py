@@ -3,7 +3,7 @@
 Processor time of one thread, so that other programs on the machine are not counted; on a GPU wall-clock time. Before
 that the warm-up, in wall-clock seconds (shorter where PyTorch's cache on disk has the code already).
 
-    python benchmarks/compiled.py --precision bf16
+    python benchmarks/compiled.py --precision fp32
 """
 
 from __future__ import annotations

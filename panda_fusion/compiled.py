@@ -12,11 +12,13 @@ A layer runs uncompiled in passes that Python code takes part in or that would n
 - dropout takes its masks from a pool on the CPU, and needs code for training mode;
 - under gradient checkpointing a layer enters the injection again when it is computed a second time;
 - a batch of one row, or of rows of one token, has shapes that PyTorch compiles by themselves;
-- DeBERTa's attention reads the prefix in the middle of its own code.
+- DeBERTa's attention reads the prefix in the middle of its own code;
+- packed weights (`panda_fusion.packed_linear`, bfloat16 on a CPU) enter by operators that the compiler takes for its
+  own.
 
-`auto` compiles nothing. On a CPU a step takes the same time (`benchmarks/compiled.py`, all-MiniLM-L6-v2: 1.001 of the
-speed in bfloat16, 0.997 in float32; matrix products, which are not compiled, are most of it), and the warm-up half a
-minute or more. On a GPU, where fused small operations are worth more, it has not been measured.
+`auto` compiles nothing. On a CPU a step in float32 takes the same time (`benchmarks/compiled.py`, all-MiniLM-L6-v2:
+0.997 of the speed; matrix products, which are not compiled, are most of it), and the warm-up half a minute or more. On
+a GPU, where fused small operations are worth more, it has not been measured.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from panda_fusion.injection import Injection, Rows
+from panda_fusion.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,6 +151,8 @@ def _obstacle(backbone: Backbone, methods: Sequence[PEFTMethod], dropout: float)
     """Why no training step could use compiled layers; None where one can."""
     if backbone.info.architecture == "deberta-v2":
         return "DeBERTa's attention takes prefixes in the middle of its own code, which cannot be compiled"
+    if any(isinstance(module, PackedLinear) for module in backbone._model.modules()):
+        return "the weights are laid out for oneDNN in bfloat16 on a CPU, which gains more"
     if backbone.gradient_checkpointing:
         return "--gradient-checkpointing computes layers again, which compiled code cannot"
     if dropout:

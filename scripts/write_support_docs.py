@@ -307,10 +307,10 @@ gradients are equal to 1e-6 with and without it (`tests/test_gradient_checkpoint
 `--compile on` compiles the forward function of the backbone's layers, once for all of them, in a warm-up before the
 training that the report shows apart. It is used for the methods `prefix` and `prompt`, in training, evaluation and
 teachers' passes, on all architectures but DeBERTa; not with adapters, `full`, dropout in the backbone or gradient
-checkpointing (`panda_fusion/compiled.py` says why). Values and gradients are equal to 1e-5 (`tests/test_compiled.py`).
-It needs a C++ compiler on CPUs and Triton on GPUs; without them a warning says so, and everything runs as ever. `auto`,
-the default, compiles nothing: on a CPU it gains nothing ([performance.md](performance.md)), on a GPU it has not been
-measured.
+checkpointing, nor in bfloat16 on a CPU (`panda_fusion/compiled.py` says why). Values and gradients are equal to 1e-5
+(`tests/test_compiled.py`). It needs a C++ compiler on CPUs and Triton on GPUs; without them a warning says so, and
+everything runs as ever. `auto`, the default, compiles nothing: on a CPU it gains nothing
+([performance.md](performance.md)), on a GPU it has not been measured.
 
 """
 

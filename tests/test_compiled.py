@@ -17,6 +17,7 @@ from engine_samples import largest, method, pack
 from panda_fusion.backbone import Backbone, load_backbone
 from panda_fusion.compiled import CompiledLayers, compile_layers
 from panda_fusion.injection import Rows
+from panda_fusion.packed_linear import can_pack
 from panda_fusion_cli.main import main
 
 Folder = Callable[[str], Path]
@@ -136,6 +137,15 @@ def test_what_cannot_be_compiled_is_said(
     compilation = compile_layers(backbone, [method(spec) for spec in specs], dropout, "on")
     assert compilation.reason is not None
     assert compilation.reason.startswith(f"Nothing is compiled, since {reason}")
+    assert backbone.compiled is None
+
+
+@pytest.mark.skipif(not can_pack(), reason="this PyTorch or processor has no bfloat16 products by oneDNN")
+def test_packed_weights_are_not_compiled(tiny_folder: Folder) -> None:
+    backbone = load_backbone(str(tiny_folder("bert")), device=CPU, dtype=torch.bfloat16)
+    compilation = compile_layers(backbone, [method("prefix:length=3")], 0.0, "on")
+    assert compilation.reason is not None
+    assert compilation.reason.startswith("Nothing is compiled, since the weights are laid out for oneDNN")
     assert backbone.compiled is None
 
 
