@@ -28,7 +28,6 @@ from panda_fusion.prompt_file import load_prompt, save_prompt
 from panda_fusion.testing.backbones import make_tiny_backbone
 
 peft = pytest.importorskip("peft", reason="PEFT is the oracle of these tests")
-torch.set_num_threads(2)
 
 MODEL_TYPES = ["bert", "roberta", "electra"]
 LENGTH = 5

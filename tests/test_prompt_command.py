@@ -19,7 +19,6 @@ from panda_fusion.prompt_file import file_sha256, load_prompt, save_prompt
 from panda_fusion.testing.backbones import make_tiny_backbone
 from panda_fusion_cli.main import main
 
-torch.set_num_threads(2)
 ROWS = [
     {"text": "this is good", "label": "yes"},
     {"text": "no it is not", "label": "no"},

@@ -31,8 +31,6 @@ from panda_fusion.prompt_file import (
 )
 from panda_fusion.safetensors_header import MAX_HEADER_BYTES, read_header
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
