@@ -1,8 +1,8 @@
 """All benchmarks, one after the other, and docs/performance.md from what they wrote.
 
-    python benchmarks/suite.py --data DIR --out runs/bench                  # everything, about half an hour on 4 cores
-    python benchmarks/suite.py --data DIR --out runs/bench --only rte       # some of it
-    python benchmarks/suite.py --out runs/bench --page                      # only the page, from the files in --out
+    python benchmarks/suite.py --data DIR --out runs/bench     # everything, about an hour on 4 cores
+    python benchmarks/suite.py --data DIR --only rte           # some of it, into benchmarks/figures, beside the rest
+    python benchmarks/suite.py --page                          # only the page, from the files in --out
 
 Every benchmark runs in a process of its own and writes one JSON file. Nothing else should run beside them. What stands
 in docs/performance.md from the heading "What bounds a step" on is kept as it is.
@@ -23,6 +23,8 @@ from rounds import ratios, spread
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
+FIGURES = HERE / "figures"
+"""What docs/performance.md was written from."""
 KEPT = "## What bounds a step"
 TRAINING = {
     "rte": "--task rte --steps 30 --rounds 4",
@@ -195,7 +197,9 @@ def main() -> None:
     """Run what was asked for, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with <task>/{train,validation}.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
+    parser.add_argument(
+        "--out", type=Path, default=FIGURES, help="folder for the JSON files; default: benchmarks/figures"
+    )
     parser.add_argument("--only", default="", help="run benchmarks whose name contains this")
     parser.add_argument("--page", action="store_true", help="run nothing, write the page")
     given = parser.parse_args()
