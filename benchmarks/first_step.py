@@ -27,7 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from rounds import spread, take_turns
-from setting import add_options, describe_machine, load_rows, model_folder
+from setting import add_options, describe_machine, load_rows, model_folder, task_name
 
 from panda_fusion import hookimpl
 from panda_fusion.device import choose_device
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=1, help="how often each training row is there (with --data)")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    given.task = given.task or (given.default_task if given.data else given.default_tiny)
+    given.task = task_name(given)
     if given.copies > 1 and given.data is None:
         parser.error("--copies needs --data")
     device = choose_device(given.device)

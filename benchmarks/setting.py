@@ -48,10 +48,15 @@ def add_options(parser: argparse.ArgumentParser, task: str = "rte", tiny: str = 
     parser.set_defaults(default_task=task, default_tiny=tiny)
 
 
+def task_name(given: argparse.Namespace) -> str:
+    """The task that the options of `add_options` name."""
+    name: str = given.task or (given.default_task if given.data else given.default_tiny)
+    return name
+
+
 def load_rows(given: argparse.Namespace) -> TaskData:
-    """The task that the options of `add_options` name, with its rows."""
-    name = given.task or (given.default_task if given.data else given.default_tiny)
-    return load_task_data(resolve_task(name, given.data), given.data)
+    """That task with its rows."""
+    return load_task_data(resolve_task(task_name(given), given.data), given.data)
 
 
 def minilm() -> str:

@@ -158,12 +158,11 @@ def _write(
 ) -> None:
     """Into `result` [G, M, ...] what `compute` makes of every chunk of examples [G, B], `fill` behind shorter rows."""
     injection = None
-    prompts = 1
+    prompts = result.shape[0]
     if method is not None:
         assert tensors is not None
         on_device = {name: tensor.to(backbone.device) for name, tensor in tensors.items()}
         injection = method.inject(on_device, backbone.shape)
-        prompts = next(iter(on_device.values())).shape[0]
     lengths = data.example_lengths()
     budget = CUDA_TOKENS if backbone.device.type == "cuda" else CPU_TOKENS
     with kept_heap():

@@ -220,7 +220,9 @@ class Workshop:
             )[0]
             for spec in cell.metrics
         }
-        return _with(self._base(cell, pack, 1, "done"), metric=encoded.task.metric, transferability=values)
+        return msgspec.structs.replace(
+            self._base(cell, pack, 1, "done"), metric=encoded.task.metric, transferability=values
+        )
 
     def _record(
         self,
@@ -245,7 +247,7 @@ class Workshop:
         if planned.signal is not None:
             seconds = (planned.signal.build_seconds + planned.signal.forward_seconds) / planned.shares
         first = next((value for _, epoch, value in scores.history if 1 <= epoch < 2), None)
-        return _with(
+        return msgspec.structs.replace(
             self._base(cell, pack, size, "failed" if error else "done", error),
             metric=metric,
             best=_finite(scores.best.get(metric)),
@@ -328,9 +330,8 @@ def _methods(cell: Cell) -> tuple[DistillationMethods, Similarity]:
     assert cell.kd is not None
     assert cell.lambda_ is not None
     assert cell.similarity is not None
-    return named_methods(cell.teacher, cell.fusion, cell.kd, cell.lambda_), plugins.similarities().create(
-        cell.similarity
-    )
+    methods = named_methods(cell.teacher, cell.fusion, cell.kd, cell.lambda_)
+    return methods, plugins.similarities().create(cell.similarity)
 
 
 def _signal_key(cell: Cell) -> tuple[object, ...]:
@@ -345,10 +346,6 @@ def _signal_key(cell: Cell) -> tuple[object, ...]:
         cell.seed,
         cell.learning_rate,
     )
-
-
-def _with(record: CellRecord, **values: object) -> CellRecord:
-    return msgspec.structs.replace(record, **values)
 
 
 def _finite(value: float | None) -> float | None:
