@@ -15,12 +15,14 @@ from panda_fusion.plugin_manager import peft_methods
 from panda_fusion.prompt_match import check_same_labels
 from panda_fusion.scoring import predictions, score_outputs
 from panda_fusion.task import head_outputs
+from panda_fusion.token_cache import encode_kept
 
 if TYPE_CHECKING:
     from panda_fusion.backbone import Backbone
     from panda_fusion.prompt import Prompt
     from panda_fusion.rows import Split
     from panda_fusion.task import Task
+    from panda_fusion.tensor_cache import TensorCache
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,10 @@ class Evaluation:
     seconds: float
 
 
-def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split, max_length: int) -> Evaluation:
-    """Score a prompt on labelled rows.
+def evaluate_prompt(
+    backbone: Backbone, prompt: Prompt, task: Task, split: Split, max_length: int, cache: TensorCache | None = None
+) -> Evaluation:
+    """Score a prompt on labelled rows, tokenised or found in a cache (`panda_fusion.tensor_cache.TOKENS`).
 
     Raises:
         DataError: the task's kind or labels are not those that the prompt was trained on.
@@ -44,7 +48,7 @@ def evaluate_prompt(backbone: Backbone, prompt: Prompt, task: Task, split: Split
         task,
         "evaluate it on a task with the same labels, or transfer it first",
     )
-    data = encode_split(backbone, task, split, max_length)
+    data = encode_kept(backbone, task, split, max_length, cache)
     started = time.perf_counter()
     logits = _logits(backbone, prompt, data, max_length)
     seconds = time.perf_counter() - started

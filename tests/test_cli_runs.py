@@ -212,6 +212,8 @@ def test_training_is_the_same_with_kept_tokens(work, tmp_path, monkeypatch):
         assert run(*work.words(line + f"{name}.safetensors"), cwd=tmp_path).code == 0
     none, first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("none", "first", "second"))
     assert none == first == second
+    scoring = "evaluate second.safetensors --task {w}/mood --model {model} --precision fp32 --device cpu --json"
+    assert run(*work.words(scoring), cwd=tmp_path).code == 0  # with the validation set's tokens
 
 
 def test_transfer_to_a_regression_and_prediction_of_values(work, tmp_path):

@@ -31,6 +31,7 @@ from panda_fusion.matrix.runner import Progress, run_packs
 from panda_fusion.matrix.workshop import Workshop
 from panda_fusion.matrix_record import CellRecord
 from panda_fusion.plugin_manager import executors
+from panda_fusion.tensor_cache import TensorCache
 from panda_fusion_cli.commands.matrix import _run_workers
 from panda_fusion_cli.main import main
 from panda_fusion_cli.matrix_progress import MatrixProgress
@@ -310,6 +311,16 @@ def test_texts_are_kept_once_for_all_prompt_lengths(tmp_path: Path) -> None:
     assert workshop.encoded(first) is workshop.encoded(second)
 
 
+def test_a_second_matrix_on_the_same_rows_tokenises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = next(iter(expand(read_recipe(recipe(tmp_path)))))
+    cache = TensorCache(tmp_path / "tokens")
+    made = Workshop(tiny_model(), None, tmp_path, "", set(), cache).encoded(one)
+    monkeypatch.setattr("panda_fusion.token_cache.encode_split", None)  # cannot be called
+    found = Workshop(tiny_model(), None, tmp_path, "", set(), cache).encoded(one)
+    assert torch.equal(found.train.input_ids, made.train.input_ids)
+    assert torch.equal(found.validation.input_ids, made.validation.input_ids)
+
+
 def test_a_prompt_file_twice_in_a_set_leaves_the_targets_own_in_place(tmp_path: Path) -> None:
     file = "a.safetensors"
     one = msgspec.structs.replace(cell(0, ("own",)), sources=(file, file), files={file: "0"})
@@ -335,6 +346,7 @@ ORPHANS = """
 import sys, time
 from pathlib import Path
 from panda_fusion.plugin_manager import executors
+from panda_fusion.tensor_cache import TensorCache
 from executor_jobs import stay
 if __name__ == "__main__":
     list(executors().create("local:processes=2").run(stay, sys.argv[1:]))

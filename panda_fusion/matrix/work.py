@@ -18,6 +18,7 @@ from panda_fusion.matrix.results_folder import State, kept
 from panda_fusion.matrix.runner import Progress, run_packs
 from panda_fusion.matrix.workshop import Workshop
 from panda_fusion.plugin_manager import peft_methods
+from panda_fusion.tensor_cache import TOKENS, user_cache
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def work(
         job.folder,
         job.state.recipe,
         kept(recipe, cells),
+        user_cache(TOKENS),
     )
     with kept_heap():  # from one pack to the next, too
         run_packs(job.plan.packs(job.state.pack_size), job.folder, workshop, report, job.retry_failed)

@@ -31,6 +31,7 @@ from panda_fusion.similarity import Similarity
 from panda_fusion.sources import source_info, start_from, transfer_lineage
 from panda_fusion.students import new_students
 from panda_fusion.task_source import resolve_task
+from panda_fusion.tensor_cache import TensorCache
 from panda_fusion.trainer import Distillation, Student, TrainedPack, TrainSettings
 
 SAMPLE_SEED = 0
@@ -57,14 +58,24 @@ class Workshop:
         folder: the results folder, for prompt files.
         recipe: digest of the recipe, for the records.
         kept: cells whose prompt files are written.
+        tokens: where tokens are kept for the next run (`panda_fusion.tensor_cache.TOKENS`); None: nowhere.
     """
 
-    def __init__(self, backbone: Backbone, data: Path | None, folder: Path, recipe: str, kept: set[str]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: Path | None,
+        folder: Path,
+        recipe: str,
+        kept: set[str],
+        tokens: TensorCache | None = None,
+    ) -> None:
         self.backbone = backbone
         self.data = data
         self.folder = folder
         self.recipe = recipe
         self.kept = kept
+        self.tokens = tokens
         self._tasks: dict[str, TaskData] = {}
         self._encoded: dict[tuple[object, ...], EncodedTask] = {}
         self._prompts: dict[Path, Prompt] = {}
@@ -132,7 +143,7 @@ class Workshop:
             if cell.samples is not None and cell.samples < len(data.train):
                 order = np.random.default_rng(SAMPLE_SEED).permutation(len(data.train))[: cell.samples]
                 data = replace(data, train=data.train.select(sorted(order.tolist())))
-            self._encoded[key] = encode_task(self.backbone, data, cell.max_length, cell.select_on)
+            self._encoded[key] = encode_task(self.backbone, data, cell.max_length, cell.select_on, self.tokens)
         return self._encoded[key]
 
     def _prompt(self, path: Path) -> Prompt:

@@ -54,12 +54,13 @@ def command(
     from panda_fusion.device import precision_name
     from panda_fusion.evaluation import evaluate_prompt
     from panda_fusion.prompt_file import load_prompt
+    from panda_fusion.tensor_cache import TOKENS, user_cache
     from panda_fusion_cli.run_options import check_prompt, open_backbone
 
     prompt = load_prompt(prompt_path)
     backbone = open_backbone(model, device, precision)
     check_prompt(prompt, backbone)
-    scored = evaluate_prompt(backbone, prompt, task, validation, max_length)
+    scored = evaluate_prompt(backbone, prompt, task, validation, max_length, user_cache(TOKENS))
     value = scored.metrics[task.metric]
     output.table(
         ("field", "value"),

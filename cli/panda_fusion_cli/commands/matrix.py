@@ -179,13 +179,15 @@ def _show_plan(output: Output, plan: Plan, pack_size: int | None, probe: dict[st
         from panda_fusion.matrix.plan import check_backbone
         from panda_fusion.matrix.work import WorkerJob, open_worker_backbone
         from panda_fusion.matrix.workshop import Workshop
+        from panda_fusion.tensor_cache import TOKENS, user_cache
 
         backbone = open_worker_backbone(WorkerJob(plan, Path(), None, **probe))  # type: ignore[arg-type]
         check_backbone(plan, backbone)
         size = pack_size or estimate.pack_size(backbone, plan.cells, workers)
         data = None if plan.recipe.data is None else Path(plan.recipe.data)
         cell = next(cell for cell in plan.cells if cell.trains)
-        rate = estimate.rows_per_second(backbone, Workshop(backbone, data, Path(), "", set()).encoded(cell), cell)
+        workshop = Workshop(backbone, data, Path(), "", set(), user_cache(TOKENS))
+        rate = estimate.rows_per_second(backbone, workshop.encoded(cell), cell)
         seconds = estimate.seconds(plan, rate)
     packs = plan.packs(size)
     systems: dict[str, int] = {}
