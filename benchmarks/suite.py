@@ -29,6 +29,7 @@ KEPT = "## What bounds a step"
 TRAINING = {
     "rte": "--task rte --steps 30 --rounds 4",
     "rte-long": "--task rte --steps 150 --only grouping --only auto",
+    "rte-compiled": "--task rte --rounds 2 --compiled --only compiled --only grouping --only auto",
     "rte-batch-16": "--task rte --batch-size 16",
     "rte-prompt": "--task rte --method prompt",
     "rte-adapter": "--task rte --method adapter",
@@ -45,6 +46,7 @@ OTHERS = {
     "overhead": ("panda_overhead.py", "--task rte"),
     "ranking": ("ranking.py", "--task rte"),
     "parity": ("parity.py", "--task cb --epochs 5"),
+    "parity-rte": ("parity.py", "--task rte --epochs 3 --batch-size 32"),
     "first-step": ("first_step.py", "--task rte"),
     "first-step-large": ("first_step.py", "--task mnli --copies 40"),
 }
@@ -125,11 +127,11 @@ def ranking_section(record: dict[str, Any]) -> list[str]:
 
 def parity_section(record: dict[str, Any]) -> list[str]:
     """Scores of the same training by both."""
-    count = len(record["PEFT"])
+    count, epochs = len(record["PEFT"]), len(record["PEFT"][0])
     lines = [
-        "## Are the scores the same?",
+        f"## Are the scores the same? {record['task']}",
         "",
-        f"{record['task']}, {count} seeds each: mean ± sample standard deviation of the validation score.",
+        f"{count} seeds each, {epochs} epochs: mean ± sample standard deviation of the validation score.",
         "",
         "| contender | best epoch | last epoch | seconds, all seeds |",
         "|---|---:|---:|---:|",
@@ -164,6 +166,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "overhead": overhead_section,
     "ranking": ranking_section,
     "parity": parity_section,
+    "parity-rte": parity_section,
     "first-step": first_step_section,
     "first-step-large": first_step_section,
 }
