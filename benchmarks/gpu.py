@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --model FOLDER --pack-model FOLDER --rows 64 --steps 2 --prompts 2  # small, on a CPU
 
 Texts are token ids drawn at random with the lengths of MNLI (29 word pieces on average, 128 at most) and STS-B (32),
-and weights are random: neither is felt by the time. Everything is written to --json too.
+for the pack those of tiny/nli, and weights are random: neither is felt by the time. --json keeps everything.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from peers import Work, peft_trainer
+from peers import Work, peft_loop, peft_trainer, rows_for
 from setting import describe_machine, model_folder
+from throughput import ours
 
 from panda_fusion import plugin_manager as plugins
 from panda_fusion.backbone import Backbone, load_backbone
@@ -62,10 +63,10 @@ def texts(backbone: Backbone, task: Task, rows: int, mean: float, seed: int, wid
     )
 
 
-def train(backbone: Backbone, task: Task, data: EncodedSet, settings: TrainSettings, prompts: int = 1) -> TrainedPack:
-    """A pack of fresh prefixes on made-up rows."""
+def train(backbone: Backbone, task: Task, data: EncodedSet, settings: TrainSettings) -> TrainedPack:
+    """One fresh prefix on made-up rows."""
     method = plugins.peft_methods().create(f"prefix:length={LENGTH}")
-    students = new_students(backbone, task, method, list(range(prompts)), 5e-3)
+    students = new_students(backbone, task, method, [0], 5e-3)
     return train_pack(backbone, method, students, task, data, settings)
 
 
@@ -83,24 +84,20 @@ def flop_share(backbone: Backbone, steps: int, peak: float | None) -> dict[str, 
     return {"flop_per_second": rate, "share_of_peak": None if peak is None else rate / peak, "weights": weights}
 
 
-def pack_of_prompts(backbone: Backbone, model: str, prompts: int, steps: int) -> dict[str, Any]:
-    """A pack against as many sequential runs of PEFT at its best, batch 16 each, texts of tiny/nli."""
-    device = backbone.device
-    data = load_task_data(resolve_task("tiny/nli", None), None)
+def pack_of_prompts(model: str, device: torch.device, prompts: int, steps: int) -> dict[str, Any]:
+    """A pack against as many sequential runs of PEFT at its best, batch 16 each, the same texts of tiny/nli."""
+    data = rows_for(load_task_data(resolve_task("tiny/nli", None), None), steps, 16)
     work = Work(model, data, "prefix", 16, LENGTH, 128, steps, device)
-    made = texts(backbone, NLI, 16 * steps, 29, 1)
-    settings = TrainSettings(epochs=1000, max_steps=steps, batch_size=16)
-    train(backbone, NLI, made, TrainSettings(epochs=1, max_steps=3, batch_size=16), prompts)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    pack = train(backbone, NLI, made, settings, prompts)
+    rate = ours(work, "auto", pack=prompts)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    peft = peft_trainer(work, bf16=True, group_by_length=True)
+    peft = max(peft_trainer(work, bf16=True, group_by_length=True), peft_loop(work))
     return {
         "prompts": prompts,
-        "samples_per_second": pack.samples_per_second,
+        "samples_per_second": rate,
         "peft_samples_per_second": peft,
-        "ratio": pack.samples_per_second / peft,
+        "ratio": rate / peft,
         "peak_memory_bytes": peak,
     }
 
@@ -155,9 +152,7 @@ def main() -> None:
     record["flops"] = flop_share(backbone, given.steps, given.peak)
     record["table_xii"] = table_xii(backbone, given.rows)
     del backbone
-    folder = model_folder(given.pack_model)
-    backbone = load_backbone(folder, device=device, dtype=dtype)
-    record["pack"] = pack_of_prompts(backbone, folder, given.prompts, given.steps)
+    record["pack"] = pack_of_prompts(model_folder(given.pack_model), device, given.prompts, given.steps)
     print(json.dumps(record, indent=1))
     if given.json:
         given.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -5,9 +5,11 @@ Classification, regression, and tagging of words, whose tag the first piece of a
 
 from __future__ import annotations
 
+import random
+import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,22 +29,21 @@ from panda_fusion.rows import Split, TaskData
 
 IGNORED = -100
 """The label of a token that carries none."""
-WARM_UP = 8
-"""Steps that are not timed; no more than are."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender trains on.
+    """What every contender trains on, twice: the second of two epochs is timed, so that all meet the same rows and what
+    is made once, on meeting a length for the first time say, is no part of it.
 
     Attributes:
         model: transformers folder.
-        data: the task and its rows.
+        data: the task, and training rows for as many steps (`rows_for`).
         method: `prefix` or `prompt`; panda-fusion takes any method without options.
         batch_size: rows per step.
         length: virtual tokens.
         max_length: tokens kept of a text.
-        steps: timed steps.
+        steps: steps of an epoch.
         device: where to run.
     """
 
@@ -56,27 +57,49 @@ class Work:
     device: torch.device
 
     @property
-    def warm_up(self) -> int:
-        """Steps before the timed ones."""
-        return min(WARM_UP, self.steps)
-
-    @property
     def tags_words(self) -> bool:
         """Whether the task is token-classification."""
         return self.data.task.kind == "token-classification"
 
 
-class _Clock(TrainerCallback):
-    """Times the steps after the warm-up."""
+def rows_for(data: TaskData, steps: int, batch_size: int, alike: str | None = None) -> TaskData:
+    """The task with training rows for so many steps.
 
-    def __init__(self, warm_up: int) -> None:
-        self.warm_up = warm_up
+    Args:
+        data: the task and all its rows.
+        steps: steps of an epoch.
+        batch_size: rows per step.
+        alike: transformers folder by whose tokenizer the rows are as long as the median one, as nearly as there are
+            enough; None: rows are drawn from all of them.
+
+    Raises:
+        SystemExit: there are too few.
+    """
+    count = steps * batch_size
+    if count > len(data.train):
+        raise SystemExit(
+            f"{steps} steps of {batch_size} rows take {count} training rows, but task {data.task.name} has "
+            f"{len(data.train)}; lower --steps to {len(data.train) // batch_size}."
+        )
+    chosen = random.Random(0).sample(range(len(data.train)), count)
+    if alike is not None:
+        tokens = AutoTokenizer.from_pretrained(alike)(*data.train.texts)["input_ids"]
+        middle = statistics.median(map(len, tokens))
+        chosen = sorted(range(len(tokens)), key=lambda row: abs(len(tokens[row]) - middle))[:count]
+    return replace(data, train=data.train.select(chosen))
+
+
+class _Clock(TrainerCallback):
+    """Times the second epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.started = self.seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if state.global_step == self.warm_up:
+        if state.global_step == self.steps:
             self.started = time.perf_counter()
         self.seconds = time.perf_counter() - self.started
 
@@ -143,13 +166,13 @@ def collator(work: Work, tokenizer: Any) -> Any:
 def peft_trainer(
     work: Work, *, bf16: bool, group_by_length: bool, dropout: bool = True, compiled: bool = False
 ) -> float:
-    """Samples per second under the HF Trainer. A compiled model warms up for as long as it compiles."""
+    """Samples per second under the HF Trainer."""
     model, tokenizer = peft_model(work, dropout)
-    clock = _Clock(20 if compiled else work.warm_up)
+    clock = _Clock(work.steps)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            max_steps=clock.warm_up + work.steps,
+            num_train_epochs=2,
             per_device_train_batch_size=work.batch_size,
             learning_rate=1e-3,
             bf16=bf16,
@@ -178,19 +201,17 @@ def peft_loop(work: Work) -> float:
     model, tokenizer = peft_model(work)
     model.to(work.device).train()
     rows = sorted(peft_rows(work, tokenizer, work.data.train), key=lambda row: row["length"])
-    # Batches from all over the lengths, as an epoch would meet them.
-    count = work.warm_up + work.steps
-    starts = torch.linspace(0, max(0, len(rows) - work.batch_size), count).long().tolist()
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    batches = [rows[start : start + work.batch_size] for start in range(0, len(rows), work.batch_size)]
+    draw = random.Random(0)
+    order = [*draw.sample(batches, work.steps), *draw.sample(batches, work.steps)]
     collate = collator(work, tokenizer)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
     started = 0.0
-    for step, place in enumerate(order):
-        if step == work.warm_up:
+    for step, some in enumerate(order):
+        if step == work.steps:
             if work.device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()
-        some = rows[starts[place] : starts[place] + work.batch_size]
         batch = collate([{k: v for k, v in row.items() if k != "length"} for row in some]).to(work.device)
         with torch.autocast(work.device.type, dtype=torch.bfloat16):
             loss = model(**batch).loss

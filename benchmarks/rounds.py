@@ -20,6 +20,11 @@ def ratios(values: list[float], reference: list[float]) -> list[float]:
     return [value / base for value, base in zip(values, reference, strict=True)]
 
 
+def fastest(figures: Mapping[str, list[float]]) -> str | None:
+    """The contender with the highest median; None if there is none."""
+    return max(figures, key=lambda contender: statistics.median(figures[contender]), default=None)
+
+
 def spread(values: list[float], digits: int, unit: str = "") -> str:
     """Median, lowest and highest: `2.91x [2.53, 2.95]` for the unit `x`."""
     return f"{statistics.median(values):.{digits}f}{unit} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
