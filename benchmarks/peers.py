@@ -83,7 +83,8 @@ def rows_for(data: TaskData, steps: int, batch_size: int, alike: str | None = No
         )
     chosen = random.Random(0).sample(range(len(data.train)), count)
     if alike is not None:
-        tokens = AutoTokenizer.from_pretrained(alike)(*data.train.texts)["input_ids"]
+        words = data.task.kind == "token-classification"
+        tokens = AutoTokenizer.from_pretrained(alike)(*data.train.texts, is_split_into_words=words)["input_ids"]
         middle = statistics.median(map(len, tokens))
         chosen = sorted(range(len(tokens)), key=lambda row: abs(len(tokens[row]) - middle))[:count]
     return replace(data, train=data.train.select(chosen))
