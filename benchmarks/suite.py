@@ -74,7 +74,7 @@ def training_section(records: dict[str, dict[str, Any]]) -> list[str]:
     for name in TRAINING:
         if name in records:
             record = records[name]
-            lines += [f"### {record['setting']}", "", f"`{' '.join(['throughput.py', TRAINING[name]])}`", ""]
+            lines += [f"### {record['setting']}", "", f"`{' '.join(command(name))}`", ""]
             lines += ["| contender | samples/s | against PEFT's best |", "|---|---:|---:|"]
             lines += [*rates(record, "samples_per_second", record["best"]), ""]
     return lines
@@ -191,7 +191,8 @@ def page(records: dict[str, dict[str, Any]], kept: str) -> str:
     ]
     for name, section in SECTIONS.items():
         if name in records:
-            lines += section(records[name])
+            heading, *rest = section(records[name])
+            lines += [heading, "", f"`{' '.join(command(name))}`", *rest]
     return "\n".join(lines) + "\n" + kept
 
 
