@@ -20,7 +20,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-import torch
 from peers import Work, peft_model, peft_rows
 from setting import add_options, describe_machine, load_rows, model_folder
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -29,8 +28,8 @@ from transformers.utils import logging as transformers_logging
 from panda_fusion.backbone import load_backbone
 from panda_fusion.dataset import encode
 from panda_fusion.device import choose_device, choose_precision
+from panda_fusion.metrics import score
 from panda_fusion.plugin_manager import peft_methods
-from panda_fusion.scoring import score_outputs
 from panda_fusion.students import new_students
 from panda_fusion.trainer import TrainSettings, train_pack
 
@@ -40,11 +39,12 @@ def peft_scores(work: Work, epochs: int, rate: float, seed: int, best: bool) -> 
     set_seed(seed)
     model, tokenizer = peft_model(work)
     task = work.data.task
-    validation = encode_for_metrics(work)
     found: list[float] = []
 
     def metrics(prediction: Any) -> dict[str, float]:
-        found.append(next(iter(score_outputs(task, validation, np.asarray(prediction.predictions)).values())))
+        # Its own labels: with length grouping the Trainer evaluates in another order than the rows'.
+        scores = score(task.metric, np.asarray(prediction.predictions), prediction.label_ids.tolist())
+        found.append(next(iter(scores.values())))
         return {"score": found[-1]}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,13 +75,6 @@ def peft_scores(work: Work, epochs: int, rate: float, seed: int, best: bool) -> 
         trainer.remove_callback(PrinterCallback)  # its lines would stand between ours
         trainer.train()
     return found
-
-
-def encode_for_metrics(work: Work) -> Any:
-    """The validation set as scoring wants it: only labels and kind are looked at."""
-    backbone = load_backbone(work.model, device=torch.device("cpu"), dtype=torch.float32)
-    split = work.data.validation
-    return encode(backbone, split.texts, split.labels, work.data.task.kind, work.max_length)
 
 
 def our_scores(work: Work, epochs: int, rate: float, seeds: list[int]) -> list[list[float]]:

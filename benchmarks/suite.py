@@ -45,7 +45,7 @@ OTHERS = {
     "overhead": ("panda_overhead.py", "--task rte"),
     "ranking": ("ranking.py", "--task rte"),
     "parity": ("parity.py", "--task cb --epochs 5"),
-    "parity-rte": ("parity.py", "--task rte --epochs 5 --batch-size 32 --best"),
+    "parity-rte": ("parity.py", "--task rte --epochs 3 --batch-size 32 --best"),
     "first-step": ("first_step.py", "--task rte"),
     "first-step-large": ("first_step.py", "--task mnli --copies 40"),
 }
