@@ -20,9 +20,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-from peers import Work, peft_model, peft_rows
+from peers import Work, peft_model, peft_rows, trainer_arguments
 from setting import add_options, describe_machine, load_rows, model_folder
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, set_seed
 from transformers.utils import logging as transformers_logging
 
 from panda_fusion.backbone import load_backbone
@@ -50,21 +50,15 @@ def peft_scores(work: Work, epochs: int, rate: float, seed: int, best: bool) -> 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=folder,
+            args=trainer_arguments(
+                work,
+                folder,
+                bf16=best,
+                group_by_length=best,
                 num_train_epochs=epochs,
-                per_device_train_batch_size=work.batch_size,
                 learning_rate=rate,
                 weight_decay=0.0,
-                bf16=best,
-                train_sampling_strategy="group_by_length" if best else "random",
-                length_column_name="length",
                 eval_strategy="epoch",
-                logging_strategy="no",
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=work.device.type == "cpu",
                 seed=seed,
             ),
             train_dataset=peft_rows(work, tokenizer, work.data.train),  # type: ignore[arg-type]

@@ -164,6 +164,26 @@ def collator(work: Work, tokenizer: Any) -> Any:
     return with_virtual_tokens
 
 
+def trainer_arguments(
+    work: Work, folder: str, *, bf16: bool, group_by_length: bool, **others: Any
+) -> TrainingArguments:
+    """Arguments of a Trainer that writes and prints nothing; `others` are TrainingArguments' own."""
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=work.batch_size,
+        bf16=bf16,
+        train_sampling_strategy="group_by_length" if group_by_length else "random",
+        length_column_name="length",
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=work.device.type == "cpu",
+        dataloader_pin_memory=work.device.type == "cuda",
+        **others,
+    )
+
+
 def peft_trainer(
     work: Work, *, bf16: bool, group_by_length: bool, dropout: bool = True, compiled: bool = False
 ) -> float:
@@ -171,21 +191,14 @@ def peft_trainer(
     model, tokenizer = peft_model(work, dropout)
     clock = _Clock(work.steps)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=2,
-            per_device_train_batch_size=work.batch_size,
-            learning_rate=1e-3,
+        arguments = trainer_arguments(
+            work,
+            folder,
             bf16=bf16,
+            group_by_length=group_by_length,
+            num_train_epochs=2,
+            learning_rate=1e-3,
             torch_compile=compiled,
-            train_sampling_strategy="group_by_length" if group_by_length else "random",
-            length_column_name="length",
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=work.device.type == "cpu",
-            dataloader_pin_memory=work.device.type == "cuda",
         )
         Trainer(
             model=model,

@@ -346,7 +346,6 @@ ORPHANS = """
 import sys, time
 from pathlib import Path
 from panda_fusion.plugin_manager import executors
-from panda_fusion.tensor_cache import TensorCache
 from executor_jobs import stay
 if __name__ == "__main__":
     list(executors().create("local:processes=2").run(stay, sys.argv[1:]))
